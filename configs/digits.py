@@ -1,0 +1,30 @@
+"""A small ViT on the 1,797 real handwritten digits that ship with scikit-learn.
+
+  make digits
+"""
+
+from vit_jax import defaults
+
+
+def get_config():
+  config = defaults.get_config()
+  config.total = '60ep'
+  config.batch_size = 128
+  config.ema = 0.99
+
+  config.model.variant = 'Ti/2'
+  config.model.width = 96
+  config.model.depth = 4
+  config.model.heads = 3
+  config.model.pool = 'mean'
+  config.model.gelu = 'tanh'
+  config.model.unroll = 0
+
+  config.optim.lr = 2e-3
+  config.optim.warmup = '10%'
+  config.optim.weight_decay = 0.1
+
+  config.data.name = 'digits'
+  config.data.train = {'ops': ('affine(15, 0.1, 0.1, 0.2)', 'range(-1, 1)')}
+  config.data.test = {'ops': ('range(-1, 1)',)}
+  return config

@@ -1,0 +1,177 @@
+"""A folder of pictures: PATH/train/CLASS/*.jpg, and PATH/test or a hold-out."""
+
+import hashlib
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from vit_jax.data.images import EXTENSIONS, decode, header
+from vit_jax.data.sources import Record, split_base, split_range
+from vit_jax.errors import UserError
+
+_HEADERS = 20_000  # larger folders are sampled, and decoded as they are read
+
+
+def _held_out(relative: str, fraction: float) -> bool:
+  """By the hash of its name: stays where it is when files come and go."""
+  hashed = hashlib.sha256(relative.encode()).digest()[:8]
+  return int.from_bytes(hashed, 'big') < fraction * 2**64
+
+
+def _subfolders(path: Path) -> list[str]:
+  return sorted(
+    p.name for p in path.iterdir() if p.is_dir() and p.name[0] not in '._'
+  )
+
+
+def _files(root: Path, name: str) -> tuple[list[str], list[str]]:
+  """Image files and others below root/name, relative to root, in order."""
+  found, others = [], []
+  for path in sorted((root / name).rglob('*')):
+    relative = path.relative_to(root).as_posix()
+    if path.name.startswith('.') or path.is_dir():
+      continue
+    image = path.suffix.lower() in EXTENSIONS
+    (found if image else others).append(relative)
+  return found, others
+
+
+class Folder:
+  """Pictures in a folder a class.
+
+  `PATH/train/CLASS/*.{png,jpg,jpeg,webp}` and `PATH/test/CLASS/...` (or
+  `val/`); without a test folder, `holdout` of the files, chosen by the hash of
+  their names, are the split 'test'. `PATH/CLASS/...` without `train/` works
+  too. Labels are the sorted class folders of the training split. A folder of
+  which the decoded pixels fit `cache_mb` is decoded once, when it is opened.
+  """
+
+  def __init__(
+    self,
+    argument: str,
+    split: str,
+    *,
+    holdout: float = 0.2,
+    cache_mb: int = 512,
+  ):
+    self._path = Path(argument).expanduser()
+    if not argument or not self._path.is_dir():
+      raise UserError(
+        f"config.data.name = 'folder:{argument}': no such folder."
+      )
+    if not 0 < holdout < 1:
+      raise UserError(f'config.data.holdout = {holdout}: a fraction, 0 to 1.')
+    self._find(split, holdout)
+    selected = split_range(split, len(self._items))
+    self._items = [self._items[i] for i in selected]
+    self._cache: list[np.ndarray] | None = None
+    self._survey(cache_mb)
+
+  def _find(self, split: str, holdout: float):
+    path, base = self._path, split_base(split)
+    train = path / 'train' if (path / 'train').is_dir() else path
+    folders = {'train': train}
+    for name in ('val', 'test'):  # the later one wins
+      if train != path and (path / name).is_dir():
+        folders['test'] = folders[name] = path / name
+    if base not in folders and base != 'test':
+      raise UserError(
+        f'split {split!r}: {path} has no folder {base!r}, only '
+        + ', '.join(sorted({*folders, 'test'}))
+      )
+    self.classes = tuple(_subfolders(train))
+    if len(self.classes) < 2:
+      what = f'only {self.classes[0]!r}' if self.classes else 'none'
+      raise UserError(
+        f'{train} needs a subfolder of pictures for each class, at least two; '
+        f'it has {what}.'
+      )
+    root = folders.get(base, train)
+    extra = sorted(set(_subfolders(root)) - set(self.classes))
+    if extra:
+      raise UserError(f'{root / extra[0]}: no such class in {train}.')
+    self._root = root
+    self._items: list[tuple[str, int]] = []
+    for label, name in enumerate(self.classes):
+      if not (root / name).is_dir():
+        continue
+      files, others = _files(root, name)
+      if others:
+        logging.warning(
+          '%s: %d files are not pictures (%s) and are left out, such as %s',
+          root / name,
+          len(others),
+          ', '.join(EXTENSIONS),
+          others[0],
+        )
+      if root is train and not files:
+        raise UserError(f'{root / name}: no pictures ({", ".join(EXTENSIONS)}).')
+      if 'test' not in folders:
+        files = [
+          f for f in files if _held_out(f, holdout) == (base == 'test')
+        ]
+      self._items += [(file, label) for file in files]
+    if not self._items:
+      raise UserError(f'split {split!r} of {path} has no pictures.')
+
+  def _survey(self, cache_mb: int):
+    """Size, channels and fingerprint from the headers; decodes if it fits."""
+    step = max(1, len(self._items) // 512) if len(self) > _HEADERS else 1
+    keys = [name for name, _ in self._items[::step]]
+    with ThreadPoolExecutor(4) as pool:
+      looked = list(pool.map(self._try(self._header), keys))
+      self._report(looked)
+      sizes = [size for size, _ in looked]
+      self.channels = 1 if all(grey for _, grey in looked) else 3
+      side = min(64, round(statistics.median(min(s) for s in sizes)))
+      self.size = (side, side)
+      pixels = sum(h * w for h, w in sizes) * self.channels
+      if step == 1 and pixels <= cache_mb * 2**20:
+        decoded = list(pool.map(self._try(self._decode), keys))
+        self._report(decoded)
+        self._cache = decoded
+    sha = hashlib.sha256(repr(self.classes).encode())
+    for name, label in self._items:
+      size = (self._root / name).stat().st_size
+      sha.update(f'{name} {label} {size}\n'.encode())
+    for image in self._cache or ():
+      sha.update(image.tobytes())
+    self.fingerprint = sha.hexdigest()
+
+  def _header(self, name: str):
+    with open(self._root / name, 'rb') as file:
+      return header(file.read(), str(self._root / name))
+
+  def _decode(self, name: str) -> np.ndarray:
+    path = self._root / name
+    return decode(path.read_bytes(), self.channels, str(path))
+
+  @staticmethod
+  def _try(function):
+    def attempt(name):
+      try:
+        return function(name)
+      except UserError as error:
+        return error
+
+    return attempt
+
+  @staticmethod
+  def _report(results: list):
+    """All broken files in one message, so that they are mended in one go."""
+    errors = [str(r) for r in results if isinstance(r, UserError)]
+    if errors:
+      more = f'\n... and {len(errors) - 5} more' if len(errors) > 5 else ''
+      raise UserError('\n'.join(errors[:5]) + more)
+
+  def __len__(self) -> int:
+    return len(self._items)
+
+  def __getitem__(self, index: int) -> Record:
+    name, label = self._items[index]
+    path = self._root / name
+    image = self._cache[index] if self._cache else path.read_bytes()
+    return {'image': image, 'label': label, 'key': str(path)}

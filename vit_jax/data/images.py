@@ -1,0 +1,62 @@
+"""From the bytes of a file to uint8 pixels, or a message that names the file."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vit_jax.errors import UserError
+
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
+
+
+def _open(data: bytes, key: str) -> Image.Image:
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      return Image.open(io.BytesIO(data))
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    raise UserError(f'{key}: too many pixels to be a picture ({e})') from e
+  except (OSError, ValueError, SyntaxError) as error:
+    what = 'an empty file' if not data else 'not an image that can be read'
+    raise UserError(f'{key}: {what}. Remove or replace it.') from error
+
+
+def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
+  """((h, w) as it will be seen, whether it is grey), without decoding."""
+  image = _open(data, key)
+  w, h = image.size
+  if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: on its side
+    h, w = w, h
+  return (h, w), image.mode in ('1', 'L', 'LA', 'I', 'I;16', 'F')
+
+
+def decode(data: bytes, channels: int, key: str) -> np.ndarray:
+  """Pixels uint8 (h, w, channels) of an encoded image.
+
+  EXIF rotation is applied, transparency is laid on white, 16 bits a channel
+  become 8, palettes and CMYK become RGB, an animation gives its first frame.
+
+  Raises:
+    UserError: not an image, or a damaged one; the message begins with `key`.
+  """
+  image = _open(data, key)
+  try:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):
+      wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+      image = Image.fromarray((wide // 257).astype(np.uint8))
+    elif image.mode == 'F':
+      raise ValueError('32-bit float pixels have no fixed range')
+    elif image.has_transparency_data:
+      image = image.convert('RGBA')
+      white = Image.new('RGBA', image.size, 'white')
+      image = Image.alpha_composite(white, image)
+    pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
+  except (OSError, ValueError, SyntaxError, EOFError) as error:
+    raise UserError(
+      f'{key}: a damaged image ({error}). Remove or replace it.'
+    ) from error
+  return pixels[..., None] if channels == 1 else pixels

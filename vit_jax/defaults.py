@@ -1,0 +1,64 @@
+"""The schema of a config: every top-level field, its type, default, meaning.
+
+The groups `task`, `model`, `optim` and `data` hold a `name` and the keyword
+parameters of what that name stands for (see `config.SECTIONS`): their fields
+are documented there. A config file starts from `get_config()` and says what
+differs; `config.load` fills in the rest.
+"""
+
+import dataclasses
+from typing import Literal
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis; at most one -1 takes what is left."""
+
+  data: int = -1  # replicas of the model; the batch is divided
+  fsdp: int = 1  # the batch is divided, and the parameters too
+  tensor: int = 1  # heads and MLP width are divided
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+  """Top-level fields."""
+
+  seed: int = 0  # of initialisation, data order, augmentation and dropout
+  total: str = '60ep'  # length of the run: '300ep', '10k steps', '1M examples'
+  batch_size: int = 128  # examples a step, over all devices
+  size: int | tuple[int, int] = 0  # image side or (h, w); 0: the source's own
+  mesh: Mesh = Mesh()
+  accumulate: int = 1  # micro-batches a step; the update is the same
+  ema: float = 0.0  # decay of the averaged parameters; 0: none
+  eval_every: str = '5ep'
+  save_every: str = '5ep'
+  log_every: str = '10 steps'
+  on_nonfinite: Literal['halt', 'skip'] = 'halt'  # loss or gradient nan or inf
+  deterministic: bool = True  # ask GPU compilers for reproducible kernels
+
+
+# What may differ when a run is resumed: none of it changes what is computed,
+# but `total`, which continues a finished run (and stretches its schedule).
+RESUMABLE = (
+  'total',
+  'mesh',
+  'accumulate',
+  'eval_every',
+  'save_every',
+  'log_every',
+)
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The defaults, with groups that take any field until they are resolved."""
+  config = ml_collections.ConfigDict(dataclasses.asdict(Defaults()))
+  config.task = ml_collections.ConfigDict({'name': 'classification'})
+  config.model = ml_collections.ConfigDict({'name': 'vit'})
+  config.optim = ml_collections.ConfigDict({'name': 'adamw'})
+  config.data = ml_collections.ConfigDict({'name': 'digits'})
+  config.lock()
+  for section in ('task', 'model', 'optim', 'data'):
+    config[section].unlock()
+  return config

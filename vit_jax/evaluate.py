@@ -1,0 +1,72 @@
+"""Evaluation of a split, within training and by itself."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vit_jax import checkpoint
+from vit_jax import config as config_lib
+from vit_jax.data.loader import Loader
+from vit_jax.errors import UserError
+from vit_jax.setup import Setup
+from vit_jax.workdir import read_data_info, read_json
+
+
+def evaluate(setup: Setup, loader: Loader, params: Any) -> dict[str, float]:
+  """The task's metrics over a split, each example counted once; and `count`."""
+  sums = None
+  for batch in loader.evaluate():
+    sums = setup.eval_step(params, batch, sums)
+  pairs: dict[str, Any] = jax.device_get(sums) or {}
+  metrics = {name: float(s / weight) for name, (s, weight) in pairs.items()}
+  metrics['count'] = int(next(iter(pairs.values()))[1])
+  return metrics
+
+
+def load_run(
+  workdir: Path, step: int | None, raw: bool
+) -> tuple[Setup, int, Any]:
+  """The setup of a run, a step of it, and its parameters.
+
+  Args:
+    workdir: of the run.
+    step: of a checkpoint; None: the newest sound one.
+    raw: the parameters themselves even if there are averaged ones.
+
+  Raises:
+    UserError: no run, no such step, no sound checkpoint.
+  """
+  saved = read_json(workdir / 'config.json')
+  if saved is None:
+    raise UserError(f'--workdir={workdir} holds no run (no config.json).')
+  setup = Setup(config_lib.resolve(saved), read_data_info(workdir))
+  averaged = setup.abstract_state.ema is not None and not raw
+  item = 'ema' if averaged else 'params'
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
+  abstract = checkpoint.abstract_items(setup.abstract_state, (item,))
+  found = checkpoints.load(abstract, step)
+  checkpoints.close()
+  if found is None:
+    raise UserError(f'--workdir={workdir} has no checkpoint yet.')
+  return setup, found[0], found[1][item]
+
+
+def run(
+  workdir: Path, *, step: int | None = None, split: str = '', raw: bool = False
+) -> dict[str, Any]:
+  """Evaluates a checkpoint: {'step', 'split', and the metrics}.
+
+  Args:
+    workdir: of the run.
+    step: of a checkpoint; None: the newest.
+    split: a group of config.data, or an expression such as 'train[1150:]',
+      read with the ops of 'test'; '': the first evaluation of the config.
+    raw: the parameters themselves even if there are averaged ones.
+  """
+  setup, number, params = load_run(workdir, step, raw)
+  name = split or (setup.evaluations or ['test'])[0]
+  loader = setup.loader(name, setup.source(name))
+  with jax.set_mesh(setup.mesh):
+    metrics = evaluate(setup, loader, params)
+  return {'step': number, 'split': name, **metrics}

@@ -1,0 +1,5 @@
+"""Models. `MODELS` is the table of `config.model.name`."""
+
+from vit_jax.models.vit import ViT
+
+MODELS = {'vit': ViT}

@@ -1,0 +1,62 @@
+"""Multi-head self-attention (sections 1.1 and 1.5 of the notes)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def dot_product_attention(
+  query: Float[Array, 'B N H K'],
+  key: Float[Array, 'B M H K'],
+  value: Float[Array, 'B M H K'],
+) -> tuple[Float[Array, 'B N H K'], Float[Array, 'B H N M']]:
+  """softmax(QKᵀ / √K) V with K = D / H, and the attention weights.
+
+  arXiv 1706.03762, eq. 1. The softmax is in float32, whatever the inputs are.
+  """
+  scale = query.shape[-1] ** -0.5
+  logits = jnp.einsum(
+    'BNHK,BMHK->BHNM',
+    query * jnp.asarray(scale, query.dtype),
+    key,
+    preferred_element_type=jnp.float32,
+  )
+  weights = jax.nn.softmax(logits).astype(query.dtype)
+  return jnp.einsum('BHNM,BMHK->BNHK', weights, value), weights
+
+
+class Attention(nn.Module):
+  """Projections to queries, keys and values of D / H each, and back to D.
+
+  Returns the tokens and the attention weights (B, H, N, N); who does not use
+  the weights does not pay for them once compiled.
+  """
+
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B N D']
+  ) -> tuple[Float[Array, 'B N D'], Float[Array, 'B H N N']]:
+    width = x.shape[-1]
+
+    def project(name):
+      return nn.DenseGeneral(
+        (self.heads, width // self.heads),
+        dtype=self.dtype,
+        kernel_init=nn.initializers.xavier_uniform(),
+        name=name,
+      )(x)
+
+    query, key, value = map(project, ('query', 'key', 'value'))
+    y, weights = dot_product_attention(query, key, value)
+    out = nn.DenseGeneral(
+      width,
+      axis=(-2, -1),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      name='out',
+    )
+    return out(y), weights

@@ -1,0 +1,114 @@
+"""Typed fields: from signatures to checked values and readable messages."""
+
+import ast
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal
+
+from beartype.door import is_bearable
+
+from vit_jax.errors import UserError, did_you_mean
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A config field: what it may hold, and what it holds if nothing is said."""
+
+  hint: Any
+  default: Any
+
+
+def keyword_fields(function: Callable[..., Any]) -> dict[str, Field]:
+  """The keyword-only parameters of a function or class that have defaults.
+
+  Those without a default are what the program supplies (the number of
+  classes), not the config.
+  """
+  target = function.__init__ if inspect.isclass(function) else function
+  hints = typing.get_type_hints(target)
+  if dataclasses.is_dataclass(function):
+    hints |= typing.get_type_hints(function)
+  hidden = ('parent', 'name')  # linen's own
+  return {
+    name: Field(hints[name], parameter.default)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    and parameter.default is not REQUIRED
+    and name not in hidden
+  }
+
+
+def describe(hint: Any) -> str:
+  """A type in words for a message."""
+  if typing.get_origin(hint) is Literal:
+    return 'one of ' + ', '.join(map(repr, typing.get_args(hint)))
+  if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    return ' or '.join(describe(h) for h in typing.get_args(hint))
+  if typing.get_origin(hint) is tuple:
+    args = typing.get_args(hint)
+    if args[-1] is Ellipsis:
+      return f'a tuple of {describe(args[0])}s'
+    return '(' + ', '.join(describe(h) for h in args) + ')'
+  words = {int: 'an int', float: 'a number', str: 'a string', bool: 'a bool'}
+  return words.get(hint, getattr(hint, '__name__', str(hint)))
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+  return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+  members = (
+    typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union)
+    else (hint,)
+  )
+  return kind in members
+
+
+def coerce(path: str, value: Any, hint: Any) -> Any:
+  """The value as the field's type: 1 -> 1.0, 1e3 -> 1000, [..] -> (..).
+
+  Raises:
+    UserError: it is of another type, or not among the choices.
+  """
+  if isinstance(value, list):
+    value = tuple(value)
+  if isinstance(value, int) and not isinstance(value, bool):
+    if _accepts(hint, float) and not _accepts(hint, int):
+      value = float(value)
+  elif isinstance(value, float) and value.is_integer():
+    if _accepts(hint, int) and not _accepts(hint, float):
+      value = int(value)
+  if isinstance(value, bool) and not _accepts(hint, bool):
+    pass  # a bool is an int to Python, not to us
+  elif is_bearable(value, hint):
+    return value
+  near = did_you_mean(value, _literals(hint)) if _literals(hint) else ''
+  raise UserError(
+    f'{path} = {value!r}: expected {describe(hint)}.'
+    + (near.split(' Choices')[0] if near else '')
+  )
+
+
+def parse(path: str, text: str, hint: Any) -> Any:
+  """A value from the command line, as the field's type.
+
+  Raises:
+    UserError: the text does not read as that type.
+  """
+  if _accepts(hint, str) or any(isinstance(x, str) for x in _literals(hint)):
+    if text == 'None':
+      raise UserError(f"{path} = None: write '' for nothing.")
+    return coerce(path, text, hint)
+  literal = {'true': 'True', 'false': 'False'}.get(text.lower(), text)
+  try:
+    value = ast.literal_eval(literal)
+  except (ValueError, SyntaxError):
+    value = text
+  return coerce(path, value, hint)

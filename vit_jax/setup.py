@@ -1,0 +1,215 @@
+"""From a config to the parts of a run: data, model, task, optimizer, mesh."""
+
+import functools
+import os
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from vit_jax import durations, models, optim, sharding, tasks
+from vit_jax import step as step_lib
+from vit_jax.data import SOURCES, loader, open_split, ops
+from vit_jax.data.sources import Source, parse_name
+from vit_jax.errors import UserError
+from vit_jax.schema import keyword_fields
+from vit_jax.workdir import DataInfo
+
+
+def _fields(group: Any) -> dict[str, Any]:
+  """A group without its name: what is splatted into what the name names."""
+  return {k: v for k, v in group.items() if k != 'name'}
+
+
+class Setup:
+  """The parts of a run. What needs no device is checked when it is made.
+
+  Attributes:
+    config: complete, from config.load.
+    info: what the model has to know of the data.
+    model: the linen module.
+    task: of tasks.TASKS.
+    total: steps of the run.
+    optimizer, rate: optax's transformation, learning rate by step.
+  """
+
+  def __init__(
+    self, config: ml_collections.FrozenConfigDict, info: DataInfo | None = None
+  ):
+    """Opens the training split, unless `info` says what it would.
+
+    Raises:
+      UserError: a value that cannot be, or data that are not there.
+    """
+    self.config = config
+    for field in ('batch_size', 'accumulate'):
+      if config[field] < 1:
+        raise UserError(f'config.{field} = {config[field]}: at least 1.')
+    if not 0 <= config.ema < 1:
+      raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
+    if config.data.workers < 0:
+      raise UserError(f'config.data.workers = {config.data.workers} < 0.')
+    for field in ('total', 'eval_every', 'save_every', 'log_every'):
+      durations.parse(config[field], f'config.{field}')
+    if info is None:
+      self.train_source = self.source('train')
+      info = self._info(self.train_source)
+    self.info = info
+    self.model = self._model()
+    self.task = tasks.TASKS[config.task.name](
+      classes=len(info.classes), **_fields(config.task)
+    )
+    self.total = self.steps(config.total, 'config.total')
+    if self.total < 1:
+      raise UserError(f'config.total = {config.total!r}: no steps at all.')
+    self.optimizer, self.rate = optim.make(
+      config.optim.name, self.total, self.steps, **_fields(config.optim)
+    )
+    self.apply = step_lib.make_apply(self.model)
+
+  def _info(self, source: Source) -> DataInfo:
+    size = self.config.size or source.size
+    size = (size, size) if isinstance(size, int) else size
+    if min(size) < 1:
+      raise UserError(f'config.size = {self.config.size!r}: at least 1 pixel.')
+    return DataInfo(
+      classes=tuple(source.classes),
+      size=size,
+      channels=source.channels,
+      examples=len(source),
+      fingerprint=source.fingerprint,
+    )
+
+  def _model(self) -> nn.Module:
+    fields = _fields(self.config.model)
+    model = models.MODELS[self.config.model.name](
+      classes=len(self.info.classes), **fields
+    )
+    model.check(self.info.size)
+    return model
+
+  def describe(self, parameters: int) -> str:
+    """One line: what is trained on what, and where."""
+    (h, w), data = self.info.size, self.config.data
+    devices = dict(self.mesh.shape)
+    return (
+      f'{self.config.model.name} {self.config.model.variant}, '
+      f'{parameters:,} parameters; {data.name}, {self.info.examples:,} examples '
+      f'of {len(self.info.classes)} classes at {h}x{w}x{self.info.channels}; '
+      f'{self.total:,} steps of {self.config.batch_size}; '
+      f'{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}'
+      + (f' as {devices}' if self.mesh.size > 1 else '')
+    )
+
+  def steps(self, text: str, field: str) -> int:
+    """A duration of the config in steps."""
+    return durations.to_steps(
+      text,
+      batch_size=self.config.batch_size,
+      examples=self.info.examples,
+      total=None if field == 'config.total' else self.total,
+      field=field,
+    )
+
+  @property
+  def evaluations(self) -> list[str]:
+    """The groups of config.data that name a split to evaluate on."""
+    groups = [k for k, v in self.config.data.items() if hasattr(v, 'items')]
+    return [name for name in groups if name != 'train']
+
+  def source(self, name: str) -> Source:
+    """The source of a group of config.data, or of a split of its own."""
+    data = self.config.data
+    group = data.get(name)
+    split = (group.split or name) if hasattr(group, 'split') else name
+    shared = {'examples', 'classes', 'workers'}
+    own = keyword_fields(SOURCES[parse_name(data.name)[0]])
+    fields = {k: data[k] for k in [*shared, *own]}
+    return open_split(data.name, split, **fields)
+
+  def loader(self, name: str, source: Source) -> loader.Loader:
+    """Batches of a source, by the ops of `name` (or those of 'test')."""
+    data = self.config.data
+    group = name if hasattr(data.get(name), 'ops') else 'test'
+    field = f'config.data.{group}.ops'
+    if tuple(source.classes) != self.info.classes:
+      raise UserError(f'split {name!r} has other classes than the training.')
+    result = loader.Loader(
+      source=source,
+      pipeline=ops.build(field, data[group].ops),
+      size=self.info.size,
+      channels=self.info.channels,
+      seed=self.config.seed,
+      batch_size=self.config.batch_size,
+      sharding=sharding.batch_sharding(self.mesh),
+      workers=data.workers,
+    )
+    result.check(field)
+    return result
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The devices, arranged by config.mesh. The first use of them."""
+    if self.config.deterministic:
+      flag = ' --xla_gpu_deterministic_ops=true'
+      os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
+    mesh = sharding.make_mesh(self.config.mesh)
+    ways = mesh.shape['data'] * mesh.shape['fsdp'] * self.config.accumulate
+    if self.config.batch_size % ways:
+      near = max(1, round(self.config.batch_size / ways)) * ways
+      raise UserError(
+        f'config.batch_size = {self.config.batch_size} is not a multiple of '
+        f'data x fsdp x accumulate = {ways}; {near} is.'
+      )
+    return mesh
+
+  @functools.cached_property
+  def abstract_state(self) -> step_lib.TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    shapes = jax.eval_shape(self._init)
+    return jax.tree.map(
+      lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+      shapes,
+      sharding.shard(shapes, self.mesh),
+    )
+
+  @functools.cached_property
+  def _init(self):
+    return step_lib.make_init(
+      self.model,
+      self.optimizer,
+      (*self.info.size, self.info.channels),
+      seed=self.config.seed,
+      ema=self.config.ema > 0,
+    )
+
+  @property
+  def _state_shardings(self):
+    return jax.tree.map(lambda s: s.sharding, self.abstract_state)
+
+  def init(self) -> step_lib.TrainState:
+    """The first state, made where it will live."""
+    return jax.jit(self._init, out_shardings=self._state_shardings)()
+
+  @functools.cached_property
+  def train_step(self):
+    """step.make_train_step, jitted: donates the state, compiles once."""
+    step = step_lib.make_train_step(
+      self.task,
+      self.apply,
+      self.optimizer,
+      self.rate,
+      seed=self.config.seed,
+      ema=self.config.ema,
+      accumulate=self.config.accumulate,
+    )
+    return jax.jit(
+      step, donate_argnums=0, out_shardings=(self._state_shardings, None)
+    )
+
+  @functools.cached_property
+  def eval_step(self):
+    """step.make_eval_step, jitted."""
+    return jax.jit(step_lib.make_eval_step(self.task, self.apply))
+

@@ -1,0 +1,108 @@
+"""The mesh, and one table of rules from parameter path to mesh axes.
+
+Axes: 'data' replicates the model, 'fsdp' divides the parameters too, 'tensor'
+divides heads and MLP width. The batch is divided over data and fsdp. Rules are
+by path and parameters plain arrays; what a rule names and the array's size does
+not allow is replicated, with one log line.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = PartitionSpec(('data', 'fsdp'))
+
+# First match wins. Blocks have the layer as their first axis, never divided.
+RULES = (
+  (r'attention/(query|key|value)/kernel$', (None, 'fsdp', 'tensor', None)),
+  (r'attention/(query|key|value)/bias$', (None, 'tensor', None)),
+  (r'attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
+  (r'mlp/up/kernel$', (None, 'fsdp', 'tensor')),
+  (r'mlp/up/bias$', (None, 'tensor')),
+  (r'mlp/down/kernel$', (None, 'tensor', 'fsdp')),
+  (r'(embed|head)/linear/kernel$', ('fsdp', None)),
+  (r'representation/kernel$', ('fsdp', None)),
+  (r'positions/table$', (None, 'fsdp')),
+)
+
+
+def make_mesh(axes: Mapping[str, int], devices: Any = None) -> jax.sharding.Mesh:
+  """A mesh of the given shape; one axis of -1 takes the devices left over.
+
+  Raises:
+    UserError: the devices cannot be arranged so.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [axes[name] for name in AXES]
+  shown = 'config.mesh = ' + ', '.join(
+    f'{n}={s}' for n, s in zip(AXES, sizes, strict=True)
+  )
+  if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
+    raise UserError(f'{shown}: sizes from 1, and at most one -1.')
+  known = int(np.prod([s for s in sizes if s > 0]))
+  if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    raise UserError(
+      f'{shown} does not fit {len(devices)} devices: their product has to be '
+      f'{len(devices)}.'
+    )
+  sizes = [len(devices) // known if s == -1 else s for s in sizes]
+  return jax.make_mesh(
+    tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
+  )
+
+
+def constrain(x: jax.Array) -> jax.Array:
+  """Keeps activations (B, ...) divided by batch, where a mesh is set.
+
+  Without this, FSDP gathers whole-batch activations instead of parameters.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or 'fsdp' not in mesh.axis_names:
+    return x
+  return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def spec_of(
+  name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+) -> PartitionSpec:
+  """The mesh axis of each dimension of the parameter at path `name`."""
+  for pattern, axes in RULES:
+    if re.search(pattern, name) and len(axes) == len(shape):
+      spec = []
+      for size, axis in zip(shape, axes, strict=True):
+        if axis and size % mesh.shape[axis]:
+          logging.log_first_n(
+            logging.INFO,
+            '%s %s: %s=%d does not divide it, so it is replicated there',
+            1,
+            name,
+            shape,
+            axis,
+            mesh.shape[axis],
+          )
+          axis = None
+        spec.append(axis)
+      return PartitionSpec(*spec)
+  return PartitionSpec()
+
+
+def shard(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """The sharding of each leaf of a tree of (abstract) parameters or state."""
+  return trees.map_paths(
+    lambda name, leaf: NamedSharding(mesh, spec_of(name, leaf.shape, mesh)),
+    tree,
+  )
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """The batch divided over data and fsdp."""
+  return NamedSharding(mesh, BATCH)

@@ -1,0 +1,39 @@
+"""Tasks: what a model is trained to do. The only plug of the trainer.
+
+`TASKS` is the table of `config.task.name`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from vit_jax.tasks.classification import Classification
+
+Batch = dict[str, jax.Array]
+Sums = tuple[jax.Array, jax.Array]  # (sum over examples, their total weight)
+Metrics = dict[str, Sums]
+Apply = Callable[..., Any]  # (params, images, key=None, capture=()) -> outputs
+
+
+class Task(Protocol):
+  """An objective. All sums: the step divides once, over the global batch."""
+
+  best: str  # the metric, higher is better, that picks the best checkpoint
+
+  def loss(
+    self, apply: Apply, params: Any, batch: Batch, key: jax.Array
+  ) -> tuple[Sums, Metrics]:
+    """The loss to minimise and what else to log of a training batch."""
+    ...
+
+  def evaluate(self, apply: Apply, params: Any, batch: Batch) -> Metrics:
+    """Metrics that add up over batches, examples of mask 0 left out."""
+    ...
+
+  def predict(self, apply: Apply, params: Any, images: jax.Array) -> Any:
+    """What `predict` shows for images (B, h, w, c)."""
+    ...
+
+
+TASKS = {'classification': Classification}

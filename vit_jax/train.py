@@ -1,0 +1,243 @@
+"""The loop. Start reading here.
+
+`run` makes the parts (setup.py), restores the state (checkpoint.py), and then
+steps: next batch (data/loader.py), train step (step.py), and on their cadences
+metrics (writers.py), evaluation (evaluate.py) and checkpoints.
+"""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from vit_jax import checkpoint, trees, workdir
+from vit_jax import config as config_lib
+from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate
+from vit_jax.setup import Setup
+from vit_jax.viz.curves import draw_curves
+from vit_jax.writers import Terminal, Writers, read_metrics
+
+FINISHED, INTERRUPTED = 0, 75
+
+
+class Stop:
+  """SIGTERM or Ctrl-C: the first asks the loop to save, the second kills."""
+
+  def __init__(self):
+    self.requested = ''
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._ask)
+
+  def _ask(self, number, _frame):
+    self.requested = signal.Signals(number).name
+    signal.signal(number, signal.SIG_DFL)
+
+
+class Cadence:
+  """Every so many steps, and at the last one; 0 steps: at the last one only."""
+
+  def __init__(self, setup: Setup, field: str):
+    self._every = setup.steps(setup.config[field], f'config.{field}')
+    self._total = setup.total
+
+  def due(self, step: int) -> bool:
+    return step == self._total or bool(self._every and step % self._every == 0)
+
+
+class Log:
+  """Metrics one step late: those of step t are fetched while t + 1 runs."""
+
+  def __init__(self, setup: Setup, writers: Writers, terminal: Terminal):
+    self._setup, self._writers, self._terminal = setup, writers, terminal
+    self._cadence = Cadence(setup, 'log_every')
+    self._pending: tuple[int, Any] | None = None
+    self._begun = self._since = time.perf_counter()
+    self._before = writers.elapsed
+    self._waited, self._steps, self.skipped = 0.0, 0, 0
+
+  @property
+  def elapsed(self) -> float:
+    """Seconds of all starts of this run."""
+    return self._before + time.perf_counter() - self._begun
+
+  def step(self, step: int, metrics: Any, waited: float):
+    """Takes the metrics of `step`, still being computed; logs the last ones."""
+    self.flush()
+    self._pending = (step, metrics)
+    self._waited += waited
+    self._steps += 1
+
+  def flush(self):
+    """Logs what is pending; raises UserError if it was not finite."""
+    if self._pending is None:
+      return
+    (step, metrics), self._pending = self._pending, None
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if not values.pop('finite'):
+      self._nonfinite(step)
+    if not self._cadence.due(step):
+      return
+    seconds = time.perf_counter() - self._since
+    images = self._steps * self._setup.config.batch_size
+    line = {f'train/{name}': value for name, value in values.items()} | {
+      'time/images_per_second': images / seconds,
+      'time/input_wait': self._waited / max(1, self._steps),
+      'time/elapsed': self.elapsed,
+    }
+    if self.skipped:
+      line['train/skipped'] = self.skipped
+    self._writers.write(step, line)
+    left = (self._setup.total - step) * seconds / max(1, self._steps)
+    self._terminal.advance(step, line, left)
+    self.restart_clock()
+
+  def restart_clock(self):
+    """Leaves what happened since the last step out of images per second."""
+    self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+  def _nonfinite(self, step: int):
+    self.skipped += 1
+    if self._setup.config.on_nonfinite == 'halt':
+      raise UserError(
+        f'step {step}: the loss or its gradient is not finite. Lower '
+        'config.optim.lr, lengthen config.optim.warmup, or set '
+        "config.on_nonfinite='skip'. The last checkpoint is sound."
+      )
+    self._terminal.say(f'step {step}: not finite, skipped')
+
+
+def _finish(path: Path, setup: Setup, state: Any, seconds: float) -> dict:
+  lines = read_metrics(path / 'metrics.jsonl')
+  final, best = {}, {}
+  metric = f'/{setup.task.best}'
+  for line in lines:
+    final |= {k: v for k, v in line.items() if k != 'step'}
+    for name, value in line.items():
+      if name.startswith('eval/') and name.endswith(metric):
+        record = {'value': value, 'step': line['step']}
+        best[name] = max(best.get(name, record), record, key=lambda r: r['value'])
+  result = {
+    'metrics': final,
+    'best': best,
+    'steps': setup.total,
+    'seconds': round(seconds, 2),
+    'parameters': trees.count(state.params),
+    'parameters_sha256': trees.digest(state.params),
+  }
+  draw_curves(lines, path / 'curves.png')
+  workdir.write_json(path / 'result.json', result)
+  return result
+
+
+def _report(path: Path, result: dict, terminal: Terminal):
+  shown = [
+    f'{name} {value:.4f}'
+    for name, value in result['metrics'].items()
+    if name.startswith('eval/') and not name.endswith('count')
+  ]
+  terminal.say(
+    f'finished {result["steps"]} steps in {result["seconds"]:.0f} s: '
+    + ', '.join(shown)
+  )
+  terminal.say(f'curves: {path / "curves.png"}  all numbers: {path}/result.json')
+
+
+def run(config: ml_collections.FrozenConfigDict, path: Path) -> int:
+  """Trains, or goes on with, the run in the workdir `path`.
+
+  Returns:
+    The exit code: FINISHED, or INTERRUPTED by a signal and saved.
+
+  Raises:
+    UserError: a mistake in the config, the data or the workdir.
+  """
+  stop = Stop()
+  setup = Setup(config)
+  with workdir.locked(path):
+    workdir.check_resumable(path, config)
+    return _run(setup, path, stop)
+
+
+def _run(setup: Setup, path: Path, stop: Stop) -> int:
+  done = workdir.read_json(path / 'result.json')
+  if done and done['steps'] >= setup.total:
+    terminal = Terminal(setup.total, setup.total)
+    _report(path, done, terminal)
+    terminal.close()
+    return FINISHED
+  sources = {name: setup.source(name) for name in setup.evaluations}
+  evaluations = {n: setup.loader(n, source) for n, source in sources.items()}
+  batches = setup.loader('train', setup.train_source)
+  workdir.write_provenance(path, setup.info)
+  workdir.write_json(path / 'config.json', config_lib.to_json(setup.config))
+  with jax.set_mesh(setup.mesh):
+    return _loop(setup, path, stop, batches, evaluations)
+
+
+def _evaluate_all(setup, evaluations, state, step, writers, terminal):
+  """Writes the metrics of each split; returns what picks the best."""
+  best = None
+  for name, loader in evaluations.items():
+    begun = time.perf_counter()
+    metrics = evaluate(setup, loader, state.averaged)
+    line = {f'eval/{name}/{key}': value for key, value in metrics.items()}
+    line[f'time/eval_{name}'] = time.perf_counter() - begun
+    writers.write(step, line)
+    score = metrics[setup.task.best]
+    terminal.say(f'step {step}  {name} {setup.task.best} {score:.4f}')
+    best = score if best is None else best  # the first split decides
+  return best
+
+
+def _loop(setup, path, stop, batches, evaluations) -> int:
+  checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
+  state = checkpoint.restore(checkpoints, setup.abstract_state) or setup.init()
+  start = int(state.step)
+  writers = Writers(path, start)
+  terminal = Terminal(setup.total, start)
+  terminal.say(setup.describe(trees.count(state.params)))
+  if start:
+    terminal.say(f'resuming after step {start}')
+  evaluation, save = Cadence(setup, 'eval_every'), Cadence(setup, 'save_every')
+  log = Log(setup, writers, terminal)
+  stream = batches.train(start, setup.total)
+  try:
+    for step in range(start + 1, setup.total + 1):
+      waiting = time.perf_counter()
+      batch = next(stream)
+      waited = time.perf_counter() - waiting
+      state, metrics = setup.train_step(state, batch)
+      log.step(step, metrics, waited)
+      if step == start + 1:  # it compiled
+        log.restart_clock()
+      best = None
+      if evaluation.due(step):
+        log.flush()
+        best = _evaluate_all(setup, evaluations, state, step, writers, terminal)
+        log.restart_clock()
+      if save.due(step) or stop.requested:
+        log.flush()
+        checkpoints.save(state, best)
+        log.restart_clock()
+      if stop.requested and step < setup.total:
+        checkpoints.wait()
+        terminal.say(
+          f'{stop.requested}: saved after step {step}; '
+          'the same command goes on from here'
+        )
+        return INTERRUPTED
+    checkpoints.wait()
+    writers.close()
+    result = _finish(path, setup, state, log.elapsed)
+    terminal.close()
+    _report(path, result, terminal)
+    return FINISHED
+  finally:
+    stream.close()
+    terminal.close()
+    writers.close()
+    checkpoints.close()

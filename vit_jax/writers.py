@@ -1,0 +1,108 @@
+"""What a run says: metrics.jsonl, TensorBoard events, and the terminal."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  TextColumn,
+  TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+
+Metrics = Mapping[str, float]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl; one cut short by a crash is left out."""
+  lines = []
+  if path.exists():
+    for line in path.read_text().splitlines():
+      try:
+        lines.append(json.loads(line))
+      except ValueError:
+        break
+  return lines
+
+
+class Writers:
+  """Writes metrics by step. On resume, what lies beyond `start` is dropped."""
+
+  def __init__(self, workdir: Path, start: int):
+    path = workdir / 'metrics.jsonl'
+    kept = [line for line in read_metrics(path) if line['step'] <= start]
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    temporary.replace(path)
+    self.elapsed = max((x.get('time/elapsed', 0.0) for x in kept), default=0.0)
+    self._file = open(path, 'a')  # noqa: SIM115 (closed by close)
+    self._board = SummaryWriter(
+      str(workdir), purge_step=start + 1 if start else None
+    )
+
+  def write(self, step: int, metrics: Metrics):
+    """One line and the events of a step."""
+    self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+    self._file.flush()
+    for name, value in metrics.items():
+      self._board.add_scalar(name, value, step)
+
+  def close(self):
+    """All is on disk afterwards; a second call does nothing."""
+    if self._file.closed:
+      return
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._file.close()
+    self._board.close()
+
+
+class Terminal:
+  """A live bar on a terminal; elsewhere plain lines."""
+
+  def __init__(self, total: int, start: int):
+    self._console = Console(highlight=False, soft_wrap=True)
+    self._total = total
+    self._bar: Progress | None = None
+    if self._console.is_terminal:
+      self._bar = Progress(
+        TextColumn('training'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[text]}'),
+        TextColumn('ETA'),
+        TimeRemainingColumn(),
+        console=self._console,
+      )
+      self._bar.start()
+      self._task = self._bar.add_task('', total=total, completed=start, text='')
+
+  def say(self, text: str):
+    """A line that stays."""
+    self._console.print(text, markup=False)
+
+  def advance(self, step: int, metrics: Metrics, seconds_left: float):
+    """Shows where the run is."""
+    text = (
+      f'loss {metrics["train/loss"]:.4f}  '
+      f'{metrics["time/images_per_second"]:.0f} images/s'
+    )
+    if self._bar:
+      self._bar.update(self._task, completed=step, text=text)
+    else:
+      minutes, seconds = divmod(round(seconds_left), 60)
+      self.say(f'step {step}/{self._total}  {text}  ETA {minutes}:{seconds:02}')
+
+  def close(self):
+    """Leaves the terminal as it was."""
+    if self._bar:
+      self._bar.stop()
+
+
