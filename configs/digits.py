@@ -1,6 +1,6 @@
 """A small ViT on the 1,797 real handwritten digits that ship with scikit-learn.
 
-  make digits
+make digits
 """
 
 from vit_jax import defaults

@@ -130,7 +130,7 @@ class Checkpoints:
     return None
 
   def discard_after(self, step: int):
-    """Sets damaged checkpoints aside, so that their steps can be saved again."""
+    """Sets damaged checkpoints aside: their steps can then be saved again."""
     later = [number for number in self.steps() if number > step]
     if not later:
       return

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.signals import Interrupted, Stop
 
 Overrides = list[tuple[str, str]]
 
@@ -52,12 +53,14 @@ def _cache_compilations():
   root = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
   folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', root / 'vit_jax' / 'xla')
   jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def _train(args: argparse.Namespace) -> int:
+  stop = Stop().catch()
   from vit_jax import train
 
-  return train.run(_load_config(args), args.workdir)
+  return train.run(_load_config(args), args.workdir, stop)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -113,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--debug', action='store_true', help=argparse.SUPPRESS)
     return command
 
-  train = add('train', _train, 'train from a config file', 'where the run lives')
+  train = add(
+    'train', _train, 'train from a config file', 'where the run lives'
+  )
   train.add_argument(
     '--config',
     metavar='FILE[:ARG]',
@@ -143,10 +148,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _unknown(words: Sequence[str], command: str | None) -> NoReturn:
   word = words[0].partition('=')[0]
-  valid = ['--config.FIELD', '--config', '--workdir', '--debug']
-  valid += ['--split', '--step', '--raw', '--json']
+  valid = {
+    None: ['--help', '--debug'],
+    'train': ['--config.FIELD', '--config', '--workdir', '--debug'],
+  }.get(command, ['--workdir', '--step', '--raw', '--json', '--debug'])
+  valid += ['--split'] if command == 'evaluate' else []
   raise UserError(
-    f'{word} is not a flag of {command}.' + did_you_mean(word, valid)
+    f'{word} is not a flag of {command or "vit_jax"}.'
+    + did_you_mean(word, valid)
   )
 
 
@@ -176,5 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f'vit_jax: {error}', file=sys.stderr)
     return 2
-  except BrokenPipeError:
-    return 0
+  except Interrupted as signal:
+    print(f'vit_jax: {signal} before the first step', file=sys.stderr)
+    return 75
+  except KeyboardInterrupt:
+    return 130

@@ -116,11 +116,12 @@ def _run_file(path: Path, argument: str | None) -> Mapping[str, Any]:
     raise
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.filename == str(path)]
-    line = getattr(error, 'lineno', None) or (lines[-1] if lines else '?')
+    here = str(path.absolute())
+    lines = [f.lineno for f in frames if f.filename == here]
+    line = lines[-1] if lines else getattr(error, 'lineno', None)
+    where = f'{path}, line {line},' if line else f'{path}'
     raise UserError(
-      f'{path}, line {line}, raised {type(error).__name__}: '
-      + ' '.join(str(error).split())
+      f'{where} raised {type(error).__name__}: ' + ' '.join(str(error).split())
     ) from error
   if not isinstance(result, Mapping | ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config() returned {type(result).__name__}.')
@@ -136,20 +137,25 @@ def read(target: str) -> dict[str, Any]:
   name, _, argument = target.partition(':')
   path = Path(name)
   if not path.is_file():
-    folder = path.parent if path.parent.is_dir() else Path('configs')
-    found = sorted([*folder.glob('*.py'), *folder.glob('*.json')])
-    raise UserError(f'--config={name}: no such file.' + did_you_mean(name, found))
+    found = sorted([*path.parent.glob('*.py'), *path.parent.glob('*.json')])
+    found = found or sorted(Path('configs').glob('*.py'))
+    raise UserError(
+      f'--config={name}: no such file.' + did_you_mean(name, found)
+    )
   if path.suffix == '.json':
     try:
       return dict(json.loads(path.read_text()))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
       raise UserError(f'{path} is not a config in JSON: {error}') from error
   return dict(_run_file(path, argument or None))
 
 
 def _swap(values: dict, section: str, name: str) -> None:
   """Overrides a name: what the new choice does not know is dropped."""
-  group = dict(values.get(section) or {}, name=name)
+  group = values.get(section) or {}
+  if not isinstance(group, Mapping):
+    raise UserError(f'config.{section} = {group!r}: expected a group.')
+  group = dict(group, name=name)
   known = _section_schema(section, group)
   values[section] = {k: v for k, v in group.items() if k in known}
 
@@ -176,6 +182,8 @@ def override(values: dict, overrides: Sequence[tuple[str, str]]) -> dict:
       schema, where = schema[key], f'{where}.{key}'
       if key is not leaf:
         node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+          raise UserError(f'{where} = {node!r}: expected a group.')
     if isinstance(schema, dict):
       raise UserError(
         f'{where} is a group: set one of its fields, '

@@ -13,7 +13,7 @@ def did_you_mean(value: object, choices: Iterable[object]) -> str:
   names = [str(choice) for choice in choices]
   near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
   hint = f' Did you mean {near[0]!r}?' if near else ''
-  return f'{hint} Choices: {", ".join(names)}.'
+  return f'{hint} Choices: {", ".join(names)}.' if names else ''
 
 
 def check_choice(field: str, value: object, choices: Iterable[object]) -> None:

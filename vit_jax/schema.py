@@ -52,7 +52,7 @@ def describe(hint: Any) -> str:
   if typing.get_origin(hint) is tuple:
     args = typing.get_args(hint)
     if args[-1] is Ellipsis:
-      return f'a tuple of {describe(args[0])}s'
+      return f'a tuple of {describe(args[0]).partition(" ")[2]}s'
     return '(' + ', '.join(describe(h) for h in args) + ')'
   words = {int: 'an int', float: 'a number', str: 'a string', bool: 'a bool'}
   return words.get(hint, getattr(hint, '__name__', str(hint)))
@@ -79,12 +79,10 @@ def coerce(path: str, value: Any, hint: Any) -> Any:
   """
   if isinstance(value, list):
     value = tuple(value)
-  if isinstance(value, int) and not isinstance(value, bool):
-    if _accepts(hint, float) and not _accepts(hint, int):
-      value = float(value)
-  elif isinstance(value, float) and value.is_integer():
-    if _accepts(hint, int) and not _accepts(hint, float):
-      value = int(value)
+  if type(value) is int and hint is float:
+    value = float(value)
+  elif isinstance(value, float) and value.is_integer() and hint is not float:
+    value = int(value)
   if isinstance(value, bool) and not _accepts(hint, bool):
     pass  # a bool is an int to Python, not to us
   elif is_bearable(value, hint):

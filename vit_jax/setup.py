@@ -46,6 +46,8 @@ class Setup:
     for field in ('batch_size', 'accumulate'):
       if config[field] < 1:
         raise UserError(f'config.{field} = {config[field]}: at least 1.')
+    if not 0 <= config.seed < 2**32:
+      raise UserError(f'config.seed = {config.seed}: 0 to {2**32 - 1}.')
     if not 0 <= config.ema < 1:
       raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
     if config.data.workers < 0:
@@ -91,12 +93,12 @@ class Setup:
 
   def describe(self, parameters: int) -> str:
     """One line: what is trained on what, and where."""
-    (h, w), data = self.info.size, self.config.data
+    (h, w), c, data = self.info.size, self.info.channels, self.config.data
     devices = dict(self.mesh.shape)
     return (
       f'{self.config.model.name} {self.config.model.variant}, '
-      f'{parameters:,} parameters; {data.name}, {self.info.examples:,} examples '
-      f'of {len(self.info.classes)} classes at {h}x{w}x{self.info.channels}; '
+      f'{parameters:,} parameters; {data.name}: {self.info.examples:,} '
+      f'examples of {len(self.info.classes)} classes at {h}x{w}x{c}; '
       f'{self.total:,} steps of {self.config.batch_size}; '
       f'{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}'
       + (f' as {devices}' if self.mesh.size > 1 else '')
@@ -212,4 +214,3 @@ class Setup:
   def eval_step(self):
     """step.make_eval_step, jitted."""
     return jax.jit(step_lib.make_eval_step(self.task, self.apply))
-

@@ -35,7 +35,9 @@ RULES = (
 )
 
 
-def make_mesh(axes: Mapping[str, int], devices: Any = None) -> jax.sharding.Mesh:
+def make_mesh(
+  axes: Mapping[str, int], devices: Any = None
+) -> jax.sharding.Mesh:
   """A mesh of the given shape; one axis of -1 takes the devices left over.
 
   Raises:

@@ -5,7 +5,6 @@ steps: next batch (data/loader.py), train step (step.py), and on their cadences
 metrics (writers.py), evaluation (evaluate.py) and checkpoints.
 """
 
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,11 @@ from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.setup import Setup
+from vit_jax.signals import Stop
 from vit_jax.viz.curves import draw_curves
 from vit_jax.writers import Terminal, Writers, read_metrics
 
 FINISHED, INTERRUPTED = 0, 75
-
-
-class Stop:
-  """SIGTERM or Ctrl-C: the first asks the loop to save, the second kills."""
-
-  def __init__(self):
-    self.requested = ''
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._ask)
-
-  def _ask(self, number, _frame):
-    self.requested = signal.Signals(number).name
-    signal.signal(number, signal.SIG_DFL)
 
 
 class Cadence:
@@ -119,7 +106,9 @@ def _finish(path: Path, setup: Setup, state: Any, seconds: float) -> dict:
     for name, value in line.items():
       if name.startswith('eval/') and name.endswith(metric):
         record = {'value': value, 'step': line['step']}
-        best[name] = max(best.get(name, record), record, key=lambda r: r['value'])
+        best[name] = max(
+          best.get(name, record), record, key=lambda r: r['value']
+        )
   result = {
     'metrics': final,
     'best': best,
@@ -143,11 +132,22 @@ def _report(path: Path, result: dict, terminal: Terminal):
     f'finished {result["steps"]} steps in {result["seconds"]:.0f} s: '
     + ', '.join(shown)
   )
-  terminal.say(f'curves: {path / "curves.png"}  all numbers: {path}/result.json')
+  terminal.say(
+    f'curves: {path / "curves.png"}  all numbers: {path}/result.json'
+  )
 
 
-def run(config: ml_collections.FrozenConfigDict, path: Path) -> int:
+def run(
+  config: ml_collections.FrozenConfigDict,
+  path: Path,
+  stop: Stop | None = None,
+) -> int:
   """Trains, or goes on with, the run in the workdir `path`.
+
+  Args:
+    config: complete, from config.load.
+    path: the workdir.
+    stop: asks the loop to save and leave; None: nothing does.
 
   Returns:
     The exit code: FINISHED, or INTERRUPTED by a signal and saved.
@@ -155,11 +155,10 @@ def run(config: ml_collections.FrozenConfigDict, path: Path) -> int:
   Raises:
     UserError: a mistake in the config, the data or the workdir.
   """
-  stop = Stop()
   setup = Setup(config)
   with workdir.locked(path):
     workdir.check_resumable(path, config)
-    return _run(setup, path, stop)
+    return _run(setup, path, stop or Stop())
 
 
 def _run(setup: Setup, path: Path, stop: Stop) -> int:
@@ -211,6 +210,7 @@ def _loop(setup, path, stop, batches, evaluations) -> int:
       batch = next(stream)
       waited = time.perf_counter() - waiting
       state, metrics = setup.train_step(state, batch)
+      stop.armed = True  # from here on there is something to save
       log.step(step, metrics, waited)
       if step == start + 1:  # it compiled
         log.restart_clock()

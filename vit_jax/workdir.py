@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
   """
   try:
     return json.loads(path.read_text())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   except ValueError as error:
     raise UserError(f'{path} is damaged: {error}') from error
@@ -167,5 +167,7 @@ def read_data_info(path: Path) -> DataInfo:
   saved = read_json(path / 'provenance.json')
   if saved is None:
     raise UserError(f'--workdir={path} holds no run (no provenance.json).')
-  data = {k: tuple(v) if isinstance(v, list) else v for k, v in saved['data'].items()}
+  data = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in saved['data'].items()
+  }
   return DataInfo(**data)

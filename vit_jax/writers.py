@@ -16,7 +16,6 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
-
 Metrics = Mapping[str, float]
 
 
@@ -104,5 +103,3 @@ class Terminal:
     """Leaves the terminal as it was."""
     if self._bar:
       self._bar.stop()
-
-

@@ -16,7 +16,9 @@ SOURCES = {'digits': Digits, 'folder': Folder}
 class Split:
   """What to read and how: a group `config.data.train`, `config.data.test`."""
 
-  split: str = ''  # 'train', 'train[1150:]', 'train[:90%]'; '': the group's name
+  split: str = (
+    ''  # 'train', 'train[1150:]', 'train[:90%]'; '': the group's name
+  )
   ops: tuple[str, ...] = ()  # in order, see data/ops.py: ('decode', 'flip')
 
 

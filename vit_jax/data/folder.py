@@ -108,11 +108,11 @@ class Folder:
           others[0],
         )
       if root is train and not files:
-        raise UserError(f'{root / name}: no pictures ({", ".join(EXTENSIONS)}).')
+        raise UserError(
+          f'{root / name}: no pictures ({", ".join(EXTENSIONS)}).'
+        )
       if 'test' not in folders:
-        files = [
-          f for f in files if _held_out(f, holdout) == (base == 'test')
-        ]
+        files = [f for f in files if _held_out(f, holdout) == (base == 'test')]
       self._items += [(file, label) for file in files]
     if not self._items:
       raise UserError(f'split {split!r} of {path} has no pictures.')

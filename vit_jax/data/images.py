@@ -1,4 +1,4 @@
-"""From the bytes of a file to uint8 pixels, or a message that names the file."""
+"""From the bytes of a file to uint8 pixels, or a message naming the file."""
 
 import io
 import warnings
@@ -27,7 +27,13 @@ def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
   """((h, w) as it will be seen, whether it is grey), without decoding."""
   image = _open(data, key)
   w, h = image.size
-  if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: on its side
+  try:
+    on_its_side = image.getexif().get(0x0112) in (5, 6, 7, 8)
+  except (OSError, ValueError, SyntaxError) as error:
+    raise UserError(
+      f'{key}: damaged EXIF data ({error}). Remove or replace it.'
+    ) from error
+  if on_its_side:
     h, w = w, h
   return (h, w), image.mode in ('1', 'L', 'LA', 'I', 'I;16', 'F')
 

@@ -116,7 +116,9 @@ class Loader:
     pool = ThreadPoolExecutor(self.workers, thread_name_prefix='loader')
     try:
       ahead = start + self.workers + 1
-      queue = deque(pool.submit(load, t) for t in range(start, min(ahead, stop)))
+      queue = deque(
+        pool.submit(load, t) for t in range(start, min(ahead, stop))
+      )
       for t in range(start, stop):
         batch = queue.popleft().result()
         if t + self.workers + 1 < stop:

@@ -190,7 +190,7 @@ def _bind(field: str, text: str) -> Callable:
   except TypeError as error:
     names = list(inspect.signature(function).parameters)[2:]
     raise UserError(
-      f'{field}: {text!r}: {error}. Its arguments: {", ".join(names) or "none"}.'
+      f'{field}: {text!r}: {error}. Arguments: {", ".join(names) or "none"}.'
     ) from None
   values = {
     key: coerce(f'{field}: {text!r}: {key}', value, hints[key])
@@ -227,14 +227,14 @@ def check(field: str, pipeline: Pipeline, image, context: Context):
     raise
   except Exception as error:
     raise UserError(
-      f"{field}: the ops fail on {context.key} ({error}). An image folder "
+      f'{field}: the ops fail on {context.key} ({error}). An image folder '
       "begins with 'decode'."
     ) from error
   want = (*context.size, context.channels)
   if result.shape != want:
     raise UserError(
-      f'{field}: the ops give {result.shape} for {context.key}, the model takes '
-      f"{want}. Add 'fit' or 'resize', or set config.size."
+      f'{field}: the ops give {result.shape} for {context.key}, but '
+      f"the model takes {want}. Add 'fit' or 'resize', or set config.size."
     )
   if result.dtype != np.float32:
     raise UserError(

@@ -113,7 +113,9 @@ class Digits:
 
   def __init__(self, argument: str, split: str):
     if argument:
-      raise UserError(f"config.data.name = 'digits:{argument}': write 'digits'.")
+      raise UserError(
+        f"config.data.name = 'digits:{argument}': write 'digits'."
+      )
     images, labels = _read_digits()
     order = np.random.RandomState(0).permutation(len(images))
     parts = {'train': order[:1437], 'test': order[1437:]}

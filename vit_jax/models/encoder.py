@@ -149,8 +149,12 @@ class Encoder(nn.Module):
   ):
     block = Block
     if self.remat != 'none':
-      policy = _POLICIES[self.remat]
-      block = nn.remat(Block, policy=policy, prevent_cse=False)
+      block = nn.remat(
+        Block,
+        policy=_POLICIES[self.remat],
+        # Between loops nothing is merged; without one XLA would undo it.
+        prevent_cse=self.unroll in (0, self.depth),
+      )
     blocks = nn.scan(
       block,
       variable_axes={'params': 0},

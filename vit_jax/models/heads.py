@@ -9,9 +9,7 @@ from jaxtyping import Array, Float
 Pool = Literal['cls', 'mean']
 
 
-def pool_tokens(
-  x: Float[Array, 'B N D'], pool: Pool
-) -> Float[Array, 'B D']:
+def pool_tokens(x: Float[Array, 'B N D'], pool: Pool) -> Float[Array, 'B D']:
   """The CLS token (the first), or the mean of the patch tokens."""
   return x[:, 0] if pool == 'cls' else jnp.mean(x, axis=1)
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules. `OPTIMIZERS` is the table of `config.optim.name`."""
+"""Optimizers and schedules. `OPTIMIZERS`: what `config.optim.name` may be."""
 
 from vit_jax.optim.chain import OPTIMIZERS, make
 

@@ -83,7 +83,7 @@ def make(
   for field, value in steps.items():
     if value > total:
       raise UserError(
-        f'config.optim.{field} = {value} steps, longer than the run of {total}. '
+        f'config.optim.{field} = {value} steps, but the run has {total}. '
         "Shorten it, for example to '10%'."
       )
   rate = schedules.schedule(

@@ -1,0 +1,34 @@
+"""SIGTERM and Ctrl-C: the first asks to save and leave, the second kills."""
+
+import signal
+
+
+class Interrupted(BaseException):
+  """A signal came while there was nothing to save yet."""
+
+
+class Stop:
+  """Whether to stop; `catch` it before slow imports, or it never is asked.
+
+  Attributes:
+    requested: the name of the signal that came, or ''.
+    armed: whether the loop looks at `requested`; before, the signal raises
+      Interrupted where it strikes.
+  """
+
+  def __init__(self):
+    self.requested = ''
+    self.armed = False
+
+  def catch(self) -> 'Stop':
+    """Catches the signals from here on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._ask)
+    return self
+
+  def _ask(self, number, _frame):
+    self.requested = signal.Signals(number).name
+    for each in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(each, signal.SIG_DFL)
+    if not self.armed:
+      raise Interrupted(self.requested)
