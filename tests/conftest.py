@@ -7,15 +7,18 @@ from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+# Runs of the same program compile once, in this process or another's.
+ROOT = Path(__file__).parent.parent
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'xla')
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 # Before vit_jax is imported: every annotated shape is then checked by beartype.
 install_import_hook('vit_jax', 'beartype.beartype')
-
-ROOT = Path(__file__).parent.parent
 
 # A run of seconds; the real recipe is configs/digits.py as it is.
 SMALL = {

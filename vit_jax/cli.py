@@ -148,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _unknown(words: Sequence[str], command: str | None) -> NoReturn:
   word = words[0].partition('=')[0]
+  if command == 'train' and word.endswith(('.py', '.json')):
+    raise UserError(f'write --config={word}')
   valid = {
     None: ['--help', '--debug'],
     'train': ['--config.FIELD', '--config', '--workdir', '--debug'],

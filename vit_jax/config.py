@@ -198,10 +198,16 @@ def load(
 ) -> ml_collections.FrozenConfigDict:
   """The complete config of FILE[:ARG] (None: the defaults) and overrides."""
   values = get_config().to_dict() if target is None else read(target)
+  try:  # a typo in the file is told before an override can hide it
+    _fill(values, schema_of(values), 'config')
+  except UserError as error:
+    raise UserError(f'{target}: {error}') from None
   return resolve(override(values, overrides))
 
 
-def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(
+  values: Mapping[str, Any] | ml_collections.FrozenConfigDict, prefix: str = ''
+) -> dict[str, Any]:
   """{'model.variant': 'S/16', ...}, groups joined by dots."""
   result = {}
   for key, value in values.items():

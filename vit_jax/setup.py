@@ -156,7 +156,7 @@ class Setup:
     if self.config.deterministic:
       flag = ' --xla_gpu_deterministic_ops=true'
       os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
-    mesh = sharding.make_mesh(self.config.mesh)
+    mesh = sharding.make_mesh(self.config.mesh.to_dict())
     ways = mesh.shape['data'] * mesh.shape['fsdp'] * self.config.accumulate
     if self.config.batch_size % ways:
       near = max(1, round(self.config.batch_size / ways)) * ways

@@ -41,12 +41,23 @@ def _bits(leaf: jax.Array) -> jax.Array:
   return bits.astype(jnp.uint32)
 
 
+_SEEDS = np.array([1, 0x9E3779B1], np.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A bijection of uint32 (MurmurHash3's last step)."""
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
 @jax.jit
 def _sums(tree: Any) -> Any:
-  """Two position-weighted sums modulo 2^32 a leaf: (2,) uint32 each.
+  """Two sums modulo 2^32 a leaf, of words mixed with their positions: (2,).
 
-  The weights are odd, hence invertible: a change of any one word changes both
-  sums. Positions come from iotas, so a sharded leaf is summed where it lies.
+  A mixed word is a bijection of the word: a change of any one changes both
+  sums. (Weighted sums would not do: two changed signs, 2^31 each, cancel.)
+  Positions come from iotas, so a sharded leaf is summed where it lies.
   """
 
   def leaf_sums(leaf):
@@ -57,10 +68,8 @@ def _sums(tree: Any) -> Any:
       iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
       position += iota * np.uint32(stride % 2**32)
       stride *= bits.shape[axis]
-    mixed = position * np.uint32(0x9E3779B1)
-    mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x85EBCA77)
-    weights = (position * 2 + 1, (mixed ^ (mixed >> 13)) | 1)
-    return jnp.stack([jnp.sum(bits * w, dtype=jnp.uint32) for w in weights])
+    mixed = [_mix(bits ^ _mix(position + s)) for s in _SEEDS]
+    return jnp.stack([jnp.sum(m, dtype=jnp.uint32) for m in mixed])
 
   return jax.tree.map(leaf_sums, tree)
 

@@ -65,7 +65,9 @@ def locked(path: Path) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     file = open(path / '.lock', 'a+')  # noqa: SIM115 (held until the end)
   except OSError as error:
-    raise UserError(f'--workdir={path}: {error.strerror}.') from error
+    raise UserError(
+      f'--workdir={path} cannot be written to: {error.strerror}.'
+    ) from error
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,6 +81,10 @@ def locked(path: Path) -> Iterator[None]:
     yield
 
 
+def _show(values: dict[str, Any], name: str) -> str:
+  return repr(values[name]) if name in values else 'absent'
+
+
 def check_resumable(path: Path, config: ml_collections.FrozenConfigDict):
   """Raises UserError if the workdir holds a run of another config."""
   saved = read_json(path / 'config.json')
@@ -89,7 +95,7 @@ def check_resumable(path: Path, config: ml_collections.FrozenConfigDict):
   old = config_lib.flat(config_lib.resolve(saved))
   new = config_lib.flat(config)
   changed = [
-    f'config.{name} was {old.get(name)!r}, is now {new.get(name)!r}'
+    f'config.{name} was {_show(old, name)}, is now {_show(new, name)}'
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name) and name.split('.')[0] not in RESUMABLE
   ]

@@ -15,10 +15,10 @@ from vit_jax.errors import UserError
 _HEADERS = 20_000  # larger folders are sampled, and decoded as they are read
 
 
-def _held_out(relative: str, fraction: float) -> bool:
-  """By the hash of its name: stays where it is when files come and go."""
+def _place(relative: str) -> int:
+  """64 bits of the hash of a name: a place that no other file changes."""
   hashed = hashlib.sha256(relative.encode()).digest()[:8]
-  return int.from_bytes(hashed, 'big') < fraction * 2**64
+  return int.from_bytes(hashed, 'big')
 
 
 def _subfolders(path: Path) -> list[str]:
@@ -45,8 +45,9 @@ class Folder:
   `PATH/train/CLASS/*.{png,jpg,jpeg,webp}` and `PATH/test/CLASS/...` (or
   `val/`); without a test folder, `holdout` of the files, chosen by the hash of
   their names, are the split 'test'. `PATH/CLASS/...` without `train/` works
-  too. Labels are the sorted class folders of the training split. A folder of
-  which the decoded pixels fit `cache_mb` is decoded once, when it is opened.
+  too. Labels are the sorted class folders of the training split; records are in
+  the order of their names' hashes, so that 'train[:90%]' is a fair sample. A
+  folder of which the decoded pixels fit `cache_mb` is decoded once, at first.
   """
 
   def __init__(
@@ -112,10 +113,15 @@ class Folder:
           f'{root / name}: no pictures ({", ".join(EXTENSIONS)}).'
         )
       if 'test' not in folders:
-        files = [f for f in files if _held_out(f, holdout) == (base == 'test')]
+        limit = holdout * 2**64
+        files = [f for f in files if (_place(f) < limit) == (base == 'test')]
       self._items += [(file, label) for file in files]
+    self._items.sort(key=lambda item: _place(item[0]))
     if not self._items:
-      raise UserError(f'split {split!r} of {path} has no pictures.')
+      raise UserError(
+        f'split {split!r} of {path} has no pictures: it is what is held out '
+        f'(config.data.holdout = {holdout}), or all else.'
+      )
 
   def _survey(self, cache_mb: int):
     """Size, channels and fingerprint from the headers; decodes if it fits."""

@@ -1,7 +1,6 @@
 """From the bytes of a file to uint8 pixels, or a message naming the file."""
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,17 +9,23 @@ from vit_jax.errors import UserError
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
 
+# Checked by ourselves: Pillow only warns, and warnings are not thread-safe.
+_MOST_PIXELS = 2**27
+Image.MAX_IMAGE_PIXELS = None
+
 
 def _open(data: bytes, key: str) -> Image.Image:
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('error', Image.DecompressionBombWarning)
-      return Image.open(io.BytesIO(data))
-  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    raise UserError(f'{key}: too many pixels to be a picture ({e})') from e
+    image = Image.open(io.BytesIO(data))
   except (OSError, ValueError, SyntaxError) as error:
     what = 'an empty file' if not data else 'not an image that can be read'
     raise UserError(f'{key}: {what}. Remove or replace it.') from error
+  if image.width * image.height > _MOST_PIXELS:
+    raise UserError(
+      f'{key}: {image.width}x{image.height} pixels are too many for a picture '
+      f'({_MOST_PIXELS:,} at most). Remove or replace it.'
+    )
+  return image
 
 
 def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
@@ -28,10 +33,12 @@ def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
   image = _open(data, key)
   w, h = image.size
   try:
-    on_its_side = image.getexif().get(0x0112) in (5, 6, 7, 8)
+    # For a PNG without it, Pillow would decode all to look behind the pixels.
+    known = image.format != 'PNG' or 'exif' in image.info
+    on_its_side = known and image.getexif().get(0x0112) in (5, 6, 7, 8)
   except (OSError, ValueError, SyntaxError) as error:
     raise UserError(
-      f'{key}: damaged EXIF data ({error}). Remove or replace it.'
+      f'{key}: a damaged image ({error}). Remove or replace it.'
     ) from error
   if on_its_side:
     h, w = w, h

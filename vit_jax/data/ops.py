@@ -95,8 +95,9 @@ def affine(
   shift: float = 0.1,
   shear: float = 0.1,
   border: Literal['edge', 'zero', 'reflect'] = 'edge',
+  probability: float = 1.0,
 ):
-  """A small random affine map about the centre, bilinear.
+  """A small random affine map about the centre, bicubic.
 
   Args:
     image: (h, w, c).
@@ -106,9 +107,12 @@ def affine(
     shift: at most this fraction of the size, each way.
     shear: at most this tangent.
     border: what lies outside of the picture.
+    probability: how often it is applied at all.
   """
   h, w = image.shape[:2]
   u = context.rng.uniform(-1, 1, 6)
+  if context.rng.random() >= probability:
+    return image
   angle = math.radians(rotate * u[0])
   cos, sin = math.cos(angle), math.sin(angle)
   turn = np.array([[cos, -sin], [sin, cos]])
@@ -120,14 +124,14 @@ def affine(
     image,
     np.column_stack([matrix, offset]),
     (w, h),
-    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
     borderMode=_BORDERS[border],
   )
   return result.reshape(image.shape)
 
 
-def elastic(image, context: Context, strength: float = 0.1, grid: int = 3):
-  """A smooth random distortion (Simard et al., 2003), bilinear.
+def elastic(image, context: Context, strength: float = 0.05, grid: int = 3):
+  """A smooth random distortion (Simard et al., 2003), bicubic.
 
   Args:
     image: (h, w, c).
@@ -143,7 +147,7 @@ def elastic(image, context: Context, strength: float = 0.1, grid: int = 3):
     image,
     x + field[..., 0] * w,
     y + field[..., 1] * h,
-    cv2.INTER_LINEAR,
+    cv2.INTER_CUBIC,
     borderMode=cv2.BORDER_REPLICATE,
   )
   return result.reshape(image.shape)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Record(TypedDict):
   key: str  # what a message about this record names
 
 
+@runtime_checkable
 class Source(Protocol):
   """Records by index; the order belongs to the loader."""
 

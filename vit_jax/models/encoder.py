@@ -153,7 +153,7 @@ class Encoder(nn.Module):
         Block,
         policy=_POLICIES[self.remat],
         # Between loops nothing is merged; without one XLA would undo it.
-        prevent_cse=self.unroll in (0, self.depth),
+        prevent_cse=not 0 < self.unroll < self.depth,
       )
     blocks = nn.scan(
       block,

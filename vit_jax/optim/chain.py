@@ -42,7 +42,7 @@ def make(
   *,
   lr: float = 1e-3,
   schedule: schedules.Name = 'cosine',
-  warmup: str = '5ep',
+  warmup: str = '5%',
   cooldown: str = '0 steps',
   final_lr: float = 0.0,
   weight_decay: float = 0.05,

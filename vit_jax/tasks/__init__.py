@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -16,6 +16,7 @@ Metrics = dict[str, Sums]
 Apply = Callable[..., Any]  # (params, images, key=None, capture=()) -> outputs
 
 
+@runtime_checkable
 class Task(Protocol):
   """An objective. All sums: the step divides once, over the global batch."""
 

@@ -84,10 +84,10 @@ class Classification:
     logits = apply(params, batch['image'])
     label, mask = batch['label'], batch['mask']
     score = jnp.take_along_axis(logits, label[:, None], -1)
-    # Ties count against the label, but argmax's own choice (the first) wins.
+    # Of ties the first class wins, as with argmax; NaN is ahead of any label.
     index = jnp.arange(logits.shape[-1])
-    ahead = (logits > score) | ((logits == score) & (index < label[:, None]))
-    rank = ahead.sum(-1)
+    tied = (logits == score) & (index >= label[:, None])
+    rank = (~((logits < score) | tied)).sum(-1)
     losses = cross_entropy(logits, label, self.objective, 0.0)
     weight = mask.sum()
     return {

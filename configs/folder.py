@@ -1,0 +1,38 @@
+"""A ViT on a folder of pictures: PATH/train/CLASS/*.jpg, from scratch.
+
+  python -m vit_jax train --config=configs/folder.py \
+    --config.data.name=folder:PATH --config.size=28 --workdir=W
+
+For a few thousand small pictures; a test split is PATH/test/CLASS or, where
+there is none, a fifth of the files. Without config.size the size is the
+median shorter side, at most 64; it has to be a multiple of the patch, 4.
+"""
+
+from vit_jax import defaults
+
+
+def get_config():
+  config = defaults.get_config()
+  config.total = '60ep'
+  config.batch_size = 64
+  config.ema = 0.995
+
+  config.model.variant = 'Ti/4'
+  config.model.width = 96
+  config.model.depth = 4
+  config.model.heads = 3
+  config.model.pool = 'mean'
+  config.model.positions = 'sincos2d'
+  config.model.gelu = 'tanh'
+  config.model.unroll = 0
+
+  config.optim.lr = 2e-3
+  config.optim.warmup = '10%'
+  config.optim.weight_decay = 0.1
+
+  config.data.name = 'folder:PATH'
+  config.data.train = {
+    'ops': ('decode', 'fit', 'affine(10, 0.1, 0.1, 0.1)', 'range(-1, 1)')
+  }
+  config.data.test = {'ops': ('decode', 'fit', 'range(-1, 1)')}
+  return config

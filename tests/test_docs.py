@@ -1,0 +1,84 @@
+"""What the documents show runs: README and tour snippets, links, fields."""
+
+import importlib
+import pkgutil
+import re
+
+import pytest
+
+import vit_jax as package
+from vit_jax import cli
+
+PAGES = ['README.md', 'docs/tour.md', 'docs/architecture.md', 'docs/config.md']
+
+
+def blocks(text, language):
+  return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
+
+
+@pytest.mark.parametrize('page', ['docs/tour.md', 'README.md'])
+def test_python_snippets_run(root, page, monkeypatch):
+  monkeypatch.chdir(root)
+  scope = {}
+  snippets = blocks((root / page).read_text(), 'python')
+  assert snippets or page == 'README.md'
+  for snippet in snippets:
+    exec(compile(snippet, page, 'exec'), scope)
+
+
+def test_a_false_snippet_would_fail():
+  (snippet,) = blocks('```python\nassert 1 == 2\n```', 'python')
+  with pytest.raises(AssertionError):
+    exec(snippet, {})
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(root, page):
+  file = root / page
+  for target in re.findall(r'\]\(([^)#]+)', file.read_text()):
+    if '://' not in target:
+      assert (file.parent / target).exists(), f'{page}: {target}'
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_shown_commands_parse(root, page):
+  """`python -m vit_jax ...` lines name existing flags, files and fields."""
+  from vit_jax import config
+
+  text = (root / page).read_text().replace('\\\n', ' ')
+  for line in re.findall(r'python -m vit_jax (.*)', text):
+    words = line.split('#')[0].split()
+    rest, overrides = cli._split_overrides(words)
+    args = cli._parser().parse_args(rest)
+    if args.command == 'train':
+      config.load(str(root / args.config), overrides)
+
+
+def test_every_module_is_imported():
+  modules = pkgutil.walk_packages(package.__path__, 'vit_jax.')
+  names = [m.name for m in modules if not m.name.endswith('__main__')]
+  assert len(names) > 25
+  for name in names:
+    assert importlib.import_module(name).__doc__, name
+
+
+def test_every_field_has_a_line_in_the_docs(root):
+  """docs/config.md names every field of every group, and no other."""
+  from vit_jax import config
+
+  text = (root / 'docs' / 'config.md').read_text()
+  shown = set(re.findall(r'^\| `([\w.]+)`', text, re.MULTILINE))
+  known = set()
+  for section in config.SECTIONS:
+    table, _ = config.SECTIONS[section]
+    for name in table:
+      values = {section: {'name': name}}
+      known |= set(config.flat(_names(config.schema_of(values))))
+  assert shown == known
+
+
+def _names(schema):
+  return {
+    key: _names(value) if isinstance(value, dict) else None
+    for key, value in schema.items()
+  }

@@ -1,0 +1,283 @@
+"""Runs: files, resume bit by bit, signals, kills, damage, locks, evaluation."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from vit_jax import checkpoint, evaluate, train, trees, writers
+from vit_jax import setup as setup_lib
+from vit_jax.errors import UserError
+from vit_jax.signals import Stop
+
+
+class StopAt(Stop):
+  """Asks to stop once metrics.jsonl is `lines` long."""
+
+  def __init__(self, path, lines):
+    self._path, self._lines, self.armed = path / 'metrics.jsonl', lines, False
+
+  @property
+  def requested(self):
+    lines = len(writers.read_metrics(self._path))
+    return 'TEST' if lines >= self._lines else ''
+
+
+def digest_of(path):
+  return json.loads((path / 'result.json').read_text())['parameters_sha256']
+
+
+def digests(config, path, step):
+  """Of every item of a checkpoint, optimizer and EMA included."""
+  setup = setup_lib.Setup(config)
+  found = checkpoint.Checkpoints(path / 'checkpoints').load(
+    checkpoint.abstract_items(setup.abstract_state), step
+  )
+  return {name: trees.digest(item) for name, item in found[1].items()}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, root):
+  """One uninterrupted small run: (config, workdir)."""
+  from tests.conftest import SMALL
+  from vit_jax import config as config_lib
+
+  config = config_lib.load(
+    str(root / 'configs' / 'digits.py'), list(SMALL.items())
+  )
+  path = tmp_path_factory.mktemp('whole')
+  assert train.run(config, path) == train.FINISHED
+  return config, path
+
+
+def test_a_run_leaves_its_files(whole):
+  config, path = whole
+  for name in ('config.json', 'provenance.json', 'result.json', 'curves.png'):
+    assert (path / name).stat().st_size > 0
+  assert list(path.glob('events.out.tfevents.*'))
+  result = json.loads((path / 'result.json').read_text())
+  assert result['steps'] == 24 and result['seconds'] > 0
+  assert result['parameters'] == 26474
+  assert set(result['best']) == {'eval/test/accuracy'}
+  lines = writers.read_metrics(path / 'metrics.jsonl')
+  logged = [x['step'] for x in lines if 'train/loss' in x]
+  assert logged == [4, 8, 12, 16, 20, 24]
+  assert [x['step'] for x in lines if 'eval/test/loss' in x] == [12, 24]
+  for name in ('lr', 'grad_norm', 'update_norm', 'accuracy'):
+    assert f'train/{name}' in lines[0]
+  assert all(x.get('eval/test/count', 360) == 360 for x in lines)
+  assert config.total == '24 steps'
+
+
+def test_latest_two_and_best_are_kept(whole):
+  _, path = whole
+  steps = checkpoint.Checkpoints(path / 'checkpoints').steps()
+  assert steps[-2:] == [18, 24]
+  result = json.loads((path / 'result.json').read_text())
+  assert result['best']['eval/test/accuracy']['step'] in steps
+
+
+def test_a_finished_run_is_left_alone(whole, capsys):
+  config, path = whole
+  before = (path / 'metrics.jsonl').read_bytes()
+  assert train.run(config, path) == train.FINISHED
+  assert (path / 'metrics.jsonl').read_bytes() == before
+  assert 'finished 24 steps' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('lines', [1, 3, 4])
+def test_two_halves_are_one_run(whole, tmp_path, lines):
+  config, path = whole
+  assert train.run(config, tmp_path, StopAt(tmp_path, lines)) == 75
+  assert not (tmp_path / 'result.json').exists()
+  assert train.run(config, tmp_path) == train.FINISHED
+  assert digest_of(tmp_path) == digest_of(path)
+  assert digests(config, tmp_path, 24) == digests(config, path, 24)
+  lines, expected = (
+    [
+      {k: v for k, v in x.items() if not k.startswith('time/')}
+      for x in writers.read_metrics(p / 'metrics.jsonl')
+    ]
+    for p in (tmp_path, path)
+  )
+  assert lines == expected  # each step stands once, with the same numbers
+
+
+@pytest.mark.parametrize(
+  'change', [{'seed': '1'}, {'optim.lr': '0.0021'}, {'ema': '0.98'}]
+)
+def test_control_another_config_is_another_run(
+  whole, tmp_path, small_config, change
+):
+  config, path = whole
+  other = small_config(**change)
+  assert train.run(other, tmp_path) == train.FINISHED
+  assert digests(other, tmp_path, 24) != digests(config, path, 24)
+
+
+def test_a_larger_total_continues(tmp_path, small_config):
+  short, long = small_config(total='12 steps'), small_config(total='18 steps')
+  assert train.run(short, tmp_path) == train.FINISHED
+  assert train.run(long, tmp_path) == train.FINISHED
+  result = json.loads((tmp_path / 'result.json').read_text())
+  assert result['steps'] == 18
+  lines = writers.read_metrics(tmp_path / 'metrics.jsonl')
+  steps = [x['step'] for x in lines if 'train/loss' in x]
+  assert steps == sorted(set(steps)) and steps[-1] == 18
+
+
+def test_another_config_is_refused(whole, small_config):
+  _, path = whole
+  with pytest.raises(UserError, match='config.model.depth was 2, is now 3'):
+    train.run(small_config(model__depth='3'), path)
+
+
+def test_changed_data_are_refused(whole, tmp_path):
+  config, _ = whole
+  assert train.run(config, tmp_path, StopAt(tmp_path, 1)) == 75
+  saved = json.loads((tmp_path / 'provenance.json').read_text())
+  saved['data']['fingerprint'] = 'other'
+  (tmp_path / 'provenance.json').write_text(json.dumps(saved))
+  with pytest.raises(UserError, match='the data changed'):
+    train.run(config, tmp_path)
+
+
+def _largest(folder):
+  files = [f for f in folder.rglob('*') if f.is_file()]
+  return max(files, key=lambda f: f.stat().st_size)
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'remove'])
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, damage):
+  config, path = whole
+  assert train.run(config, tmp_path, StopAt(tmp_path, 4)) == 75
+  newest = checkpoint.Checkpoints(tmp_path / 'checkpoints').steps()[-1]
+  file = _largest(tmp_path / 'checkpoints' / str(newest) / 'params')
+  data = bytearray(file.read_bytes())
+  if damage == 'flip':
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+  elif damage == 'truncate':
+    file.write_bytes(data[: len(data) // 2])
+  else:
+    file.unlink()
+  assert train.run(config, tmp_path) == train.FINISHED
+  assert (tmp_path / f'damaged-checkpoint-{newest}').is_dir()
+  assert digest_of(tmp_path) == digest_of(path)
+
+
+def test_nothing_sound_is_an_error(whole, tmp_path):
+  config, _ = whole
+  assert train.run(config, tmp_path, StopAt(tmp_path, 1)) == 75
+  for folder in (tmp_path / 'checkpoints').iterdir():
+    _largest(folder / 'params').unlink()
+  with pytest.raises(UserError, match='no checkpoint is sound'):
+    train.run(config, tmp_path)
+
+
+def test_evaluation_of_a_checkpoint_is_that_of_the_run(whole):
+  _, path = whole
+  result = evaluate.run(path)
+  lines = writers.read_metrics(path / 'metrics.jsonl')
+  assert result['step'] == 24 and result['count'] == 360
+  assert result['accuracy'] == lines[-1]['eval/test/accuracy']
+  raw = evaluate.run(path, raw=True)
+  assert raw['loss'] != result['loss']
+  part = evaluate.run(path, split='train[1150:]')
+  assert part['count'] == 287
+  with pytest.raises(UserError, match='--step=5'):
+    evaluate.run(path, step=5)
+
+
+@pytest.mark.parametrize('mode', ['halt', 'skip'])
+def test_a_loss_that_is_not_finite(tmp_path, small_config, mode, monkeypatch):
+  """NaN pixels at step 7: halt names the step, skip goes on without it."""
+  original = setup_lib.Setup.loader
+
+  def poisoned(self, name, source):
+    loader = original(self, name, source)
+    load = loader.train_batch
+
+    def train_batch(step):
+      batch = load(step)
+      return batch | {'image': batch['image'] / (step != 6)}
+
+    if name == 'train':
+      object.__setattr__(loader, 'train_batch', train_batch)
+    return loader
+
+  monkeypatch.setattr(setup_lib.Setup, 'loader', poisoned)
+  config = small_config(on_nonfinite=mode)
+  if mode == 'halt':
+    with pytest.raises(UserError, match='step 7: the loss'):
+      train.run(config, tmp_path)
+    assert checkpoint.Checkpoints(tmp_path / 'checkpoints').steps() == [6]
+  else:
+    assert train.run(config, tmp_path) == train.FINISHED
+    lines = writers.read_metrics(tmp_path / 'metrics.jsonl')
+    assert [x.get('train/skipped') for x in lines if 'train/loss' in x] == [
+      None,
+      *[1.0] * 5,
+    ]
+
+
+def test_the_step_compiles_once(small_config):
+  setup = setup_lib.Setup(small_config())
+  batches = setup.loader('train', setup.train_source)
+  with jax.set_mesh(setup.mesh):
+    state = setup.init()
+    first = jax.tree.leaves(state.params)[0]
+    for batch in batches.train(0, 3):
+      state, _ = setup.train_step(state, batch)
+  assert setup.train_step._cache_size() == 1
+  assert first.is_deleted()  # donated
+
+
+def _start(root, path, flags):
+  command = [sys.executable, '-m', 'vit_jax', 'train']
+  command += ['--config=configs/digits.py', f'--workdir={path}', *flags]
+  return subprocess.Popen(
+    command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+  )
+
+
+def _wait_for_step(process, path, step):
+  while process.poll() is None:
+    lines = writers.read_metrics(path / 'metrics.jsonl')
+    if lines and lines[-1]['step'] >= step:
+      return
+    time.sleep(0.01)
+
+
+def test_signals_and_kills_of_a_real_process(tmp_path, root, small_flags):
+  """SIGTERM gives 75, SIGKILL anything: the end is the same, bit for bit."""
+  flags = [*small_flags, '--config.total=60 steps']
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  process = _start(root, whole, flags)
+  assert process.wait(300) == 0, process.stdout.read()
+  process = _start(root, broken, flags)
+  _wait_for_step(process, broken, 8)
+  process.send_signal(signal.SIGTERM)
+  output = process.communicate(timeout=100)[0].decode()
+  assert process.returncode == 75 and 'SIGTERM: saved after step' in output
+  process = _start(root, broken, flags)
+  _wait_for_step(process, broken, 32)
+  process.kill()
+  assert process.wait(100) == -signal.SIGKILL
+  process = _start(root, broken, flags)
+  output = process.communicate(timeout=300)[0].decode()
+  assert process.returncode == 0 and 'resuming after step' in output
+  assert digest_of(whole) == digest_of(broken)
+
+
+def test_a_signal_before_the_first_step(tmp_path, root, small_flags):
+  process = _start(root, tmp_path / 'run', small_flags)
+  time.sleep(0.7)  # importing
+  process.send_signal(signal.SIGINT)
+  output = process.communicate(timeout=100)[0].decode()
+  assert process.returncode == 75, output
+  assert 'Traceback' not in output
