@@ -108,7 +108,7 @@ def test_two_halves_are_one_run(whole, tmp_path, lines):
 
 
 @pytest.mark.parametrize(
-  'change', [{'seed': '1'}, {'optim.lr': '0.0021'}, {'ema': '0.98'}]
+  'change', [{'seed': '1'}, {'optim.lr': '0.0021'}, {'ema': '0.5'}]
 )
 def test_control_another_config_is_another_run(
   whole, tmp_path, small_config, change

@@ -153,9 +153,9 @@ class Setup:
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
     """The devices, arranged by config.mesh. The first use of them."""
-    if self.config.deterministic:
-      flag = ' --xla_gpu_deterministic_ops=true'
-      os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
+    flags, flag = os.environ.get('XLA_FLAGS', ''), '--xla_gpu_deterministic_ops'
+    if self.config.deterministic and flag not in flags:
+      os.environ['XLA_FLAGS'] = f'{flags} {flag}=true'
     mesh = sharding.make_mesh(self.config.mesh.to_dict())
     ways = mesh.shape['data'] * mesh.shape['fsdp'] * self.config.accumulate
     if self.config.batch_size % ways:

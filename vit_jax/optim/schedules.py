@@ -21,7 +21,7 @@ def schedule(
   """A function from the step, counted from 0, to its learning rate.
 
   Linear from 0 to `peak` over `warmup` steps (step 0 has peak / warmup), then
-  'cosine' or 'linear' to `final` at the last step, 'constant', or 'rsqrt':
+  'cosine' or 'linear' to `final` after the last step, 'constant', or 'rsqrt':
   peak * sqrt(warmup / step) (arXiv 2106.04560, section 3.4). Over the last
   `cooldown` steps it is also multiplied by a line to 0.
 
