@@ -8,8 +8,10 @@ from vit_jax import defaults
 
 def get_config():
   config = defaults.get_config()
-  config.total = '60ep'
-  config.batch_size = 128
+  config.total = '100ep'
+  config.batch_size = 32
+  config.eval_every = '10ep'
+  config.save_every = '10ep'
   config.ema = 0.99
 
   config.model.variant = 'Ti/2'
@@ -17,6 +19,8 @@ def get_config():
   config.model.depth = 4
   config.model.heads = 3
   config.model.pool = 'mean'
+  config.model.positions = 'sincos2d'
+  config.model.drop_path = 0.1
   config.model.gelu = 'tanh'
   config.model.unroll = 0
 
@@ -25,6 +29,8 @@ def get_config():
   config.optim.weight_decay = 0.1
 
   config.data.name = 'digits'
-  config.data.train = {'ops': ('affine(15, 0.1, 0.1, 0.2)', 'range(-1, 1)')}
+  config.data.train = {
+    'ops': ('affine(15, 0.1, 0.1, 0.2, "zero")', 'range(-1, 1)')
+  }
   config.data.test = {'ops': ('range(-1, 1)',)}
   return config

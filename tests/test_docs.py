@@ -8,6 +8,7 @@ import pytest
 
 import vit_jax as package
 from vit_jax import cli
+from vit_jax.data.ops import OPS
 
 PAGES = ['README.md', 'docs/tour.md', 'docs/architecture.md', 'docs/config.md']
 
@@ -67,7 +68,7 @@ def test_every_field_has_a_line_in_the_docs(root):
   from vit_jax import config
 
   text = (root / 'docs' / 'config.md').read_text()
-  shown = set(re.findall(r'^\| `([\w.]+)`', text, re.MULTILINE))
+  shown = set(re.findall(r'^\| `([\w.]+)` \| `', text, re.MULTILINE))
   known = set()
   for section in config.SECTIONS:
     table, _ = config.SECTIONS[section]
@@ -75,6 +76,8 @@ def test_every_field_has_a_line_in_the_docs(root):
       values = {section: {'name': name}}
       known |= set(config.flat(_names(config.schema_of(values))))
   assert shown == known
+  ops = set(re.findall(r'^\| `(\w+)(?:\(.*\))?` \| \w', text, re.MULTILINE))
+  assert ops == set(OPS)
 
 
 def _names(schema):
