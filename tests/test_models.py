@@ -15,10 +15,11 @@ from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import MODELS, ViT
 from vit_jax.models.attention import Attention, dot_product_attention
-from vit_jax.models.encoder import Block, LayerNorm, Mlp
-from vit_jax.models.heads import pool_tokens
+from vit_jax.models.attention import LayerNorm
+from vit_jax.models.encoder import Block, Layer
+from vit_jax.models.mlp import Mlp
 from vit_jax.models.positions import Positions, sincos1d, sincos2d
-from vit_jax.models.variants import VARIANTS, parse
+from vit_jax.models.variants import STEMS, VARIANTS, parse
 
 F32 = jnp.dtype('float32')
 SMALL = {
@@ -192,10 +193,10 @@ def test_dot_product_attention():
 
 
 def test_attention():
-  model, x = Attention(2, F32), normal(2, 5, 8)
-  params = randomised(model, jnp.asarray(x))
+  model, x = Attention(2, True, False, 1e-6, F32), normal(2, 5, 8)
+  params = randomised(model, jnp.asarray(x), None)
   assert params['query']['kernel'].shape == (8, 2, 4)  # D -> H heads of D / H
-  out, weights = model.apply({'params': params}, jnp.asarray(x))
+  out, weights = model.apply({'params': params}, jnp.asarray(x), None)
   for b in range(2):
     expected = np_attention(x[b], params)
     close(out[b], expected[0])
@@ -204,7 +205,7 @@ def test_attention():
 
 @pytest.mark.parametrize('gelu', ['exact', 'tanh'])
 def test_mlp(gelu):
-  model, x = Mlp(12, gelu, 0.0, False, F32), normal(2, 5, 8)
+  model, x = Mlp(12, 'gelu', gelu, 0.0, False, F32), normal(2, 5, 8)
   params = randomised(model, jnp.asarray(x))
   out = model.apply({'params': params}, jnp.asarray(x))
   close(out, np_mlp(x, params, gelu), 1e-5)
@@ -223,10 +224,23 @@ def test_layer_norm(epsilon):
 
 
 def test_block_is_pre_norm():
-  model = Block(2, 12, 'exact', 1e-6, 0.0, False, False, (), F32)
+  layer = Layer(
+    heads=2,
+    hidden=12,
+    mlp='gelu',
+    gelu='exact',
+    epsilon=1e-6,
+    qkv_bias=True,
+    qk_norm=False,
+    layer_scale=0.0,
+    dropout=0.0,
+    drop_path=0.0,
+    dtype=F32,
+  )
+  model = Block(layer)
   x, rate = normal(2, 5, 8), jnp.zeros(())
-  params = randomised(model, jnp.asarray(x), rate)
-  out, captured = model.apply({'params': params}, jnp.asarray(x), rate)
+  params = randomised(model, jnp.asarray(x), rate, None)
+  out, captured = model.apply({'params': params}, jnp.asarray(x), rate, None)
   assert captured == {}
   close(out, np.stack([np_block(y, params, 'exact') for y in x]), 1e-4)
 
@@ -265,14 +279,8 @@ def test_positions_are_added():
     ('sincos1d', np_sincos1d(7, 8)),
     ('sincos2d', np.pad(np_sincos2d((2, 3), 8), ((1, 0), (0, 0)))),
   ):
-    out = Positions(kind, (2, 3), True).apply({}, jnp.asarray(x))
+    out = Positions(kind, (2, 3), 1).apply({}, jnp.asarray(x))
     close(out, x + table, 1e-6)
-
-
-def test_pool_tokens():
-  x = normal(2, 5, 8)
-  close(pool_tokens(jnp.asarray(x), 'cls'), x[:, 0], 0)
-  close(pool_tokens(jnp.asarray(x), 'mean'), x.sum(1) / 5, 1e-6)
 
 
 # The whole.
@@ -351,36 +359,62 @@ TOKEN = {
   'L/32': (306_535_400, 306_632_680, 327_899_475, 305_510_400),
   'L/16': (304_326_632, 304_715_752, 325_690_707, 303_301_632),
   'H/14': (632_045_800, 632_651_240, 658_745_683, 630_764_800),
+  'R+Ti/16': (6_337_704, 6_355_944, 10_360_403, 6_144_704),
+  'R26+S/32': (36_431_912, 36_468_392, 44_456_467, 36_046_912),
+  'R26+B/32': (101_383_976, 101_456_936, 117_412_243, 100_614_976),
+  'R50+B/16': (98_659_112, 98_950_952, 114_687_379, 97_890_112),
+  'R50+L/32': (328_994_856, 329_092_136, 350_358_931, 327_969_856),
 }
-MEAN = {
+MEAN = {  # 'gap-norep'
   'S/16': (22_049_896, 22_195_816, 30_074_451, 21_664_896),
   'B/16': (86_566_120, 86_857_960, 102_594_387, 85_797_120),
   'S/32': (22_878_184, 22_914_664, 30_902_739, 22_493_184),
   'B/32': (88_222_696, 88_295_656, 104_250_963, 87_453_696),
-  'Ti/16': (5_717_032,),
-  'B/8': (86_575_336,),
-  'L/16': (304_324_584,),
-  'L/14': (304_201_704,),
-  'H/14': (632_043_240,),
-  'H/16': (632_196_840,),
 }
-RECIPE = {  # mean pooling, 2-d sin/cos, a tanh layer of the same width
-  'Ti/16': 5_716_456,
-  'S/16': 22_122_472,
-  'S/32': 23_007_208,
-  'B/8': 86_563_816,
-  'B/16': 87_006_184,
-  'B/32': 88_775_656,
-  'L/16': 305_173_480,
-  'H/14': 633_355_240,
+# big_vision at 224 (256 where the last column says so), 1000 classes: gap, tok
+# (no position for CLS), map, map without a head, the recipe (gap, 2-d sin/cos
+# and a tanh layer of the same width).
+BIG_VISION = """
+mu/16 76,648 76,680 89,320 56,320 71,432
+Ti/16 5,717,032 5,717,224 6,161,704 5,968,704 5,716,456
+S/16 22,049,896 22,050,280 23,823,976 23,438,976 22,122,472
+S/32 22,878,184 22,878,568 24,652,264 24,267,264 23,007,208
+M/16 38,836,712 38,837,224 41,988,584 41,475,584 38,999,016
+B/8 86,575,336 86,576,104 93,662,440 92,893,440 86,563,816
+B/16 86,566,120 86,566,888 93,653,224 92,884,224 87,006,184
+B/32 88,222,696 88,223,464 95,309,800 94,540,800 88,775,656
+L/16 304,324,584 304,325,608 316,919,784 315,894,784 305,173,480
+L/14 304,201,704 304,202,728 316,796,904 315,771,904 304,989,160
+H/14 632,043,240 632,044,520 651,719,400 650,438,400 633,355,240
+H/16 632,196,840 632,198,120 651,873,000 650,592,000 633,585,640
+So400m/14 413,595,352 413,596,504 428,833,704 427,680,704 414,628,696
+So400m/16 413,802,712 413,803,864 429,041,064 427,888,064 414,836,056 256
+g/14 1,012,608,616 1,012,610,024 1,037,857,384 1,036,448,384 1,014,232,040
+g-opt/16 1,136,375,272 1,136,376,808 1,164,705,256 1,163,168,256 1,138,342,888 256
+G/14 1,844,437,352 1,844,439,016 1,882,797,416 1,881,132,416 1,846,781,928
+G-opt/14 1,664,839,144 1,664,840,680 1,699,462,632 1,697,925,632 1,666,806,760
+e/14 3,807,210,728 3,807,212,520 3,875,135,720 3,873,342,720 3,809,965,032
+"""
+FIELDS = {
+  'cls': {},
+  'mean': {'pool': 'mean'},
+  'tok': {'prefix_positions': False},
+  'map': {'pool': 'map'},
+  'headless': {'pool': 'map'},
+  'recipe': {'pool': 'mean', 'positions': 'sincos2d'},
 }
 COUNTS = [
-  (variant, size - size % int(variant.split('/')[1]), classes, pool, count)
-  for pool, table in (('cls', TOKEN), ('mean', MEAN))
+  (variant, size - size % parse(variant)[1], classes, kind, count)
+  for kind, table in (('cls', TOKEN), ('mean', MEAN))
   for variant, counts in table.items()
-  for size, classes, count in zip(SIZES, CLASSES, counts, strict=False)
+  for size, classes, count in zip(SIZES, CLASSES, counts, strict=True)
 ]
-COUNTS += [(name, 224, 1000, 'recipe', n) for name, n in RECIPE.items()]
+for line in BIG_VISION.strip().splitlines():
+  variant, *numbers = line.replace(',', '').split()
+  size = int(numbers[5]) if len(numbers) > 5 else 224
+  for kind, count in zip(list(FIELDS)[1:], numbers, strict=False):
+    classes = 0 if kind == 'headless' else 1000
+    COUNTS.append((variant, size, classes, kind, int(count)))
 
 
 def shapes_of(model, size):
@@ -388,22 +422,20 @@ def shapes_of(model, size):
   return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
-@pytest.mark.parametrize('variant, size, classes, pool, count', COUNTS)
-def test_parameter_count(variant, size, classes, pool, count):
-  fields = {'pool': pool}
-  if pool == 'recipe':
-    fields = {
-      'pool': 'mean',
-      'positions': 'sincos2d',
-      'representation': parse(variant)[0].width,
-    }
+@pytest.mark.parametrize('variant, size, classes, kind, count', COUNTS)
+def test_parameter_count(variant, size, classes, kind, count):
+  fields = dict(FIELDS[kind])
+  if kind == 'recipe':
+    fields['representation'] = parse(variant)[0].width
   model = ViT(classes=classes, variant=variant, **fields)
   assert trees.count(shapes_of(model, size)) == count
 
 
 def test_every_variant_and_model_has_a_count():
-  for pool in ('cls', 'mean', 'recipe'):
-    assert {c[0].split('/')[0] for c in COUNTS if c[3] == pool} == set(VARIANTS)
+  counted = {c[0].split('/')[0] for c in COUNTS}
+  assert {name.split('+')[-1] for name in counted} == set(VARIANTS)
+  stems = {parse(c[0])[2] for c in COUNTS}
+  assert stems == set(STEMS)
   assert list(MODELS) == ['vit']  # a new model needs counts of its own
 
 

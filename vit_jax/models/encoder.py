@@ -5,6 +5,7 @@ Transformer each block normalises first and attends after (arXiv 2010.11929,
 eq. 2 and 3).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,42 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.models.attention import Attention
+from vit_jax.models.attention import Attention, LayerNorm
+from vit_jax.models.mlp import Gelu, Kind, Mlp
+from vit_jax.models.positions import Rotation
 from vit_jax.sharding import constrain
 
-Gelu = Literal['exact', 'tanh']
 Remat = Literal['none', 'dots', 'full']
 
 _POLICIES: dict[str, Callable[..., Any] | None] = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': None,  # save nothing but the residual stream
 }
-
-
-class Mlp(nn.Module):
-  """Two linear layers with a GELU between: D -> F -> D (section 1.6)."""
-
-  hidden: int
-  gelu: Gelu
-  dropout: float
-  train: bool
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B N D']) -> Float[Array, 'B N D']:
-    def dense(width, name):
-      return nn.Dense(
-        width,
-        dtype=self.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        bias_init=nn.initializers.normal(1e-6),
-        name=name,
-      )
-
-    y = dense(self.hidden, 'up')(x)
-    y = nn.gelu(y, approximate=self.gelu == 'tanh')
-    y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
-    return dense(x.shape[-1], 'down')(y)
 
 
 class DropPath(nn.Module):
@@ -68,6 +44,23 @@ class DropPath(nn.Module):
     return x * (mask / keep).astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """What all blocks of an encoder are made of; see ViT for the meanings."""
+
+  heads: int
+  hidden: int
+  mlp: Kind
+  gelu: Gelu
+  epsilon: float
+  qkv_bias: bool
+  qk_norm: bool
+  layer_scale: float
+  dropout: float
+  drop_path: float
+  dtype: jnp.dtype
+
+
 class Block(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)).
 
@@ -75,46 +68,50 @@ class Block(nn.Module):
   `capture`: what a scan stacks along a new first axis, layer by layer.
   """
 
-  heads: int
-  hidden: int
-  gelu: Gelu
-  epsilon: float
-  dropout: float
-  drop_path: bool
-  train: bool
-  capture: tuple[str, ...]
-  dtype: jnp.dtype
+  layer: Layer
+  train: bool = False
+  capture: tuple[str, ...] = ()
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B N D'], rate: Float[Array, '']):
-    def branch(y):
-      y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
-      return DropPath(self.train)(y, rate) if self.drop_path else y
+  def __call__(
+    self,
+    x: Float[Array, 'B N D'],
+    rate: Float[Array, ''],
+    rotation: Rotation | None,
+  ):
+    of = self.layer
+
+    def branch(y, name):
+      if of.layer_scale:  # arXiv 2103.17239
+        init = nn.initializers.constant(of.layer_scale)
+        y *= self.param(name, init, y.shape[-1:]).astype(y.dtype)
+      y = nn.Dropout(of.dropout, deterministic=not self.train)(y)
+      return DropPath(self.train)(y, rate) if of.drop_path else y
 
     x = constrain(x)
-    y = LayerNorm(self.epsilon, self.dtype, name='norm1')(x)
-    y, weights = Attention(self.heads, self.dtype, name='attention')(y)
-    x = x + branch(y)
-    y = LayerNorm(self.epsilon, self.dtype, name='norm2')(x)
-    x = x + branch(
-      Mlp(
-        self.hidden,
-        self.gelu,
-        self.dropout,
-        self.train,
-        self.dtype,
-        name='mlp',
-      )(y)
+    y = LayerNorm(of.epsilon, of.dtype, name='norm1')(x)
+    y, weights = Attention(
+      of.heads,
+      of.qkv_bias,
+      of.qk_norm,
+      of.epsilon,
+      of.dtype,
+      name='attention',
+    )(y, rotation)
+    x = x + branch(y, 'scale1')
+    y = LayerNorm(of.epsilon, of.dtype, name='norm2')(x)
+    mlp = Mlp(
+      of.hidden,
+      of.mlp,
+      of.gelu,
+      of.dropout,
+      self.train,
+      of.dtype,
+      name='mlp',
     )
+    x = x + branch(mlp(y), 'scale2')
     outputs = {'tokens': x, 'attention': weights}
     return x, {name: outputs[name] for name in self.capture}
-
-
-def LayerNorm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.Module:
-  """Statistics in float32 by one pass (two cost 45 % of a step on CPU)."""
-  return nn.LayerNorm(
-    epsilon=epsilon, dtype=dtype, use_fast_variance=True, name=name
-  )
 
 
 class Encoder(nn.Module):
@@ -122,20 +119,14 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: L.
-    drop_path: rate of the last block; it grows linearly from 0 at the first.
+    layer: of each; `drop_path` is the last block's, and grows from 0.
     remat: what the backward pass recomputes: 'none'; 'dots', all but matrix
       products; 'full', everything within a block.
     unroll: layers per iteration of the loop; 0: all, and no loop.
   """
 
   depth: int
-  heads: int
-  hidden: int
-  gelu: Gelu
-  epsilon: float
-  dropout: float
-  drop_path: float
-  dtype: jnp.dtype
+  layer: Layer
   remat: Remat
   unroll: int
 
@@ -143,6 +134,7 @@ class Encoder(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'B N D'],
+    rotation: Rotation | None,
     *,
     train: bool,
     capture: tuple[str, ...],
@@ -159,18 +151,9 @@ class Encoder(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
+      in_axes=(0, nn.broadcast),
       length=self.depth,
       unroll=self.unroll or self.depth,
-    )(
-      heads=self.heads,
-      hidden=self.hidden,
-      gelu=self.gelu,
-      epsilon=self.epsilon,
-      dropout=self.dropout,
-      drop_path=self.drop_path > 0,
-      train=train,
-      capture=capture,
-      dtype=self.dtype,
-      name='blocks',
-    )
-    return blocks(x, jnp.linspace(0, self.drop_path, self.depth))
+    )(self.layer, train, capture, name='blocks')
+    rates = jnp.linspace(0, self.layer.drop_path, self.depth)
+    return blocks(x, rates, rotation)

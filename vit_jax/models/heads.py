@@ -6,12 +6,49 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Pool = Literal['cls', 'mean']
+from vit_jax.models.attention import LayerNorm, dot_product_attention
+from vit_jax.models.mlp import Gelu, Mlp
+
+Pool = Literal['cls', 'mean', 'map', 'none']
 
 
-def pool_tokens(x: Float[Array, 'B N D'], pool: Pool) -> Float[Array, 'B D']:
-  """The CLS token (the first), or the mean of the patch tokens."""
-  return x[:, 0] if pool == 'cls' else jnp.mean(x, axis=1)
+class AttentionPool(nn.Module):
+  """One learned query attends to all tokens, then an MLP (MAP).
+
+  arXiv 1810.00825, as in arXiv 2106.04560, section 3.3: x = attention(probe,
+  tokens), then x + mlp(norm(x)).
+  """
+
+  heads: int
+  hidden: int
+  gelu: Gelu
+  epsilon: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B N D']) -> Float[Array, 'B D']:
+    b, _, width = x.shape
+    init = nn.initializers.xavier_uniform()
+    probe = self.param('probe', init, (1, width))
+    probe = jnp.broadcast_to(probe.astype(self.dtype), (b, 1, width))
+
+    def project(name, y):
+      features = (self.heads, width // self.heads)
+      return nn.DenseGeneral(
+        features, dtype=self.dtype, kernel_init=init, name=name
+      )(y)
+
+    y, _ = dot_product_attention(
+      project('query', probe), project('key', x), project('value', x)
+    )
+    y = nn.DenseGeneral(
+      width, axis=(-2, -1), dtype=self.dtype, kernel_init=init, name='out'
+    )(y)
+    z = LayerNorm(self.epsilon, self.dtype, 'norm')(y)
+    mlp = Mlp(
+      self.hidden, 'gelu', self.gelu, 0.0, False, self.dtype, name='mlp'
+    )
+    return (y + mlp(z))[:, 0]
 
 
 class Head(nn.Module):
@@ -25,7 +62,7 @@ class Head(nn.Module):
   bias: float
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B D']) -> Float[Array, 'B Y']:
+  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... Y']:
     return nn.Dense(
       self.classes,
       dtype=jnp.float32,

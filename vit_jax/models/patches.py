@@ -4,8 +4,9 @@ Sections 1.2 and 1.3 of the notes; arXiv 2010.11929, section 3.1.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from vit_jax.errors import UserError
 
@@ -48,6 +49,31 @@ def unpatchify(
     raise ValueError(f'{patches.shape} are not the patches of {size}')
   x = patches.reshape(b, gh, gw, patch, patch, length // patch**2)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, *size, -1)
+
+
+def keep_patches(
+  key: jax.Array,
+  x: Float[Array, 'B N D'],
+  tables: tuple | None,
+  prefix: int,
+  fraction: float,
+):
+  """A random subset of each image's patch tokens, in their order.
+
+  Args:
+    key: draws the subsets.
+    x: tokens, of which the first `prefix` are not patches and all stay.
+    tables: of one row a token (N, K), to be taken along; or None.
+    prefix: number of tokens before the patches.
+    fraction: of the patches to keep; the same number for each image.
+  """
+  n = x.shape[1] - prefix
+  kept = max(1, round(n * fraction))
+  order = jnp.argsort(jax.random.uniform(key, (len(x), n)), 1)[:, :kept]
+  fixed = jnp.broadcast_to(jnp.arange(prefix), (len(x), prefix))
+  index = jnp.concatenate([fixed, jnp.sort(order, 1) + prefix], 1)
+  x = jnp.take_along_axis(x, index[..., None], 1)
+  return x, tables and tuple(table[index] for table in tables)
 
 
 class PatchEmbed(nn.Module):

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.errors import UserError, check_choice
-from vit_jax.models.encoder import Encoder, Gelu, LayerNorm, Remat
-from vit_jax.models.heads import Head, Pool, pool_tokens
-from vit_jax.models.patches import PatchEmbed, grid
-from vit_jax.models.positions import Kind, Positions, sincos2d
-from vit_jax.models.variants import Variant, parse
+from vit_jax.models import mlp as mlps
+from vit_jax.models import positions as encodings
+from vit_jax.models.attention import LayerNorm
+from vit_jax.models.encoder import Encoder, Layer, Remat
+from vit_jax.models.heads import AttentionPool, Head, Pool
+from vit_jax.models.patches import PatchEmbed, grid, keep_patches
+from vit_jax.models.stem import Flavour, Stem
+from vit_jax.models.variants import STEMS, Variant, parse
 
 CAPTURES = ('tokens', 'attention', 'pooled', 'logits')
 
@@ -27,17 +30,32 @@ class ViT(nn.Module, kw_only=True):
 
   Attributes:
     classes: Y; 0: no head.
-    variant: size and patch, 'S/16'; see variants.py.
+    variant: size and patch, 'S/16', or a hybrid, 'R50+B/16'; see variants.py.
     width: D, depth: L, hidden: F, heads: H; 0: the variant's.
-    pool: the head reads the CLS token ('cls'), or the mean of the patch tokens
-      ('mean'; there is no CLS token then).
-    positions: 'learned', 'sincos1d', 'sincos2d' or 'none'; see positions.py.
+    pool: the head reads the CLS token ('cls'), the mean of the patch tokens
+      ('mean'), what a learned query finds ('map', see AttentionPool), or each
+      token by itself ('none').
+    cls_token: whether there is a CLS token; 'auto': if `pool` is 'cls'.
+    distill_token: a second such token with a head of its own, and the logits
+      are the mean of both (DeiT, arXiv 2012.12877).
+    registers: tokens without a meaning of their own (arXiv 2309.16588).
+    positions: 'learned', 'sincos1d', 'sincos2d', 'rope2d' or 'none'; see
+      positions.py.
+    prefix_positions: whether CLS and distillation token have positions too.
+    rope_theta: of 'rope2d'.
+    pool_norm: the last LayerNorm is 'before' or 'after' the pooling.
+    embed_norm: a LayerNorm before the first block too (CLIP).
     representation: width of a tanh layer before the head; 0: none.
     head_bias: initial bias of the head.
+    mlp: 'gelu' or 'swiglu'; see mlp.py.
+    gelu: 'exact' (erf, as in PyTorch), 'tanh' (as in Google's ViTs), 'quick'.
+    epsilon: of the LayerNorms.
+    qkv_bias, qk_norm: see attention.py.
+    layer_scale: initial scale of each branch's output; 0: none.
+    stem: of a hybrid, whose epsilons; see stem.py.
     dropout: rate after attention, and within and after the MLP.
     drop_path: rate of stochastic depth in the last block.
-    gelu: 'exact' (erf, as in PyTorch) or 'tanh' (as in Google's ViTs).
-    epsilon: of the LayerNorms.
+    patch_dropout: rate of patch tokens left out in training (arXiv 2212.00794).
     dtype: of the computation; parameters, normalisation, softmax and loss are
       float32 in any case.
     remat, unroll: memory and speed, not the function; see encoder.py.
@@ -50,13 +68,26 @@ class ViT(nn.Module, kw_only=True):
   hidden: int = 0
   heads: int = 0
   pool: Pool = 'cls'
-  positions: Kind = 'learned'
+  cls_token: Literal['auto', 'yes', 'no'] = 'auto'
+  distill_token: bool = False
+  registers: int = 0
+  positions: encodings.Kind = 'learned'
+  prefix_positions: bool = True
+  rope_theta: float = 100.0
+  pool_norm: Literal['before', 'after'] = 'before'
+  embed_norm: bool = False
   representation: int = 0
   head_bias: float = 0.0
+  mlp: mlps.Kind = 'gelu'
+  gelu: mlps.Gelu = 'exact'
+  epsilon: float = 1e-6
+  qkv_bias: bool = True
+  qk_norm: bool = False
+  layer_scale: float = 0.0
+  stem: Flavour = 'google'
   dropout: float = 0.0
   drop_path: float = 0.0
-  gelu: Gelu = 'exact'
-  epsilon: float = 1e-6
+  patch_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Remat = 'none'
   unroll: int = 1
@@ -64,7 +95,7 @@ class ViT(nn.Module, kw_only=True):
   @property
   def shape(self) -> Variant:
     """Width, depth, MLP width and heads, the variant's unless overridden."""
-    base, _ = parse(self.variant)
+    base = parse(self.variant)[0]
     return Variant(
       width=self.width or base.width,
       depth=self.depth or base.depth,
@@ -74,16 +105,28 @@ class ViT(nn.Module, kw_only=True):
 
   @property
   def patch(self) -> int:
-    """P, the side of a patch in pixels."""
+    """Side in pixels of what a token sees."""
     return parse(self.variant)[1]
+
+  @property
+  def special(self) -> tuple[str, ...]:
+    """The tokens before registers and patches: of ('cls', 'distill')."""
+    auto = 'yes' if self.pool == 'cls' else 'no'
+    cls = (auto if self.cls_token == 'auto' else self.cls_token) == 'yes'
+    return ('cls',) * cls + ('distill',) * self.distill_token
+
+  @property
+  def prefix(self) -> int:
+    """Number of tokens before those of the patches."""
+    return len(self.special) + self.registers
 
   def check(self, size: tuple[int, int]):
     """Raises UserError unless the fields make a model for images (h, w)."""
     shape = self.shape
-    for field in ('width', 'depth', 'hidden', 'heads', 'unroll'):
+    for field in ('width', 'depth', 'hidden', 'heads', 'unroll', 'registers'):
       if getattr(self, field) < 0:
         raise UserError(f'config.model.{field} = {getattr(self, field)} < 0.')
-    for field in ('dropout', 'drop_path'):
+    for field in ('dropout', 'drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, field) < 1:
         value = getattr(self, field)
         raise UserError(f'config.model.{field} = {value}: a rate, 0 <= r < 1.')
@@ -94,9 +137,89 @@ class ViT(nn.Module, kw_only=True):
         f'config.model.heads = {shape.heads} does not divide the width '
         f'{shape.width}; {best} does.'
       )
+    if self.pool == 'cls' and 'cls' not in self.special:
+      raise UserError(
+        "config.model.cls_token = 'no', but pool = 'cls' reads it."
+      )
+    if self.distill_token and self.special[0] != 'cls':
+      raise UserError('config.model.distill_token needs a CLS token beside it.')
+    head_width = shape.width // shape.heads
+    if self.positions == 'rope2d' and head_width % 4:
+      raise UserError(
+        f"config.model.positions = 'rope2d' needs heads of a width that is a "
+        f'multiple of 4, not {head_width}.'
+      )
     patches = grid(size, self.patch)
     if self.positions == 'sincos2d':
-      sincos2d(patches, shape.width)
+      encodings.sincos2d(patches, shape.width)
+
+  def _embed(self, images: Float[Array, 'B h w c']) -> Float[Array, 'B N D']:
+    """Tokens with their positions: CLS, distillation, registers, patches."""
+    dtype, width = jnp.dtype(self.dtype), self.shape.width
+    _, patch, stem = parse(self.variant)
+    stages, stride = STEMS[stem]
+    x = images
+    if stem:
+      x = Stem(stages, self.stem, dtype, name='stem')(x)
+    x = PatchEmbed(width, patch // stride, dtype, name='embed')(x)
+
+    def tokens(name, count):
+      init = (
+        nn.initializers.normal(0.02) if count > 1 else nn.initializers.zeros
+      )
+      table = self.param(name, init, (count, width)).astype(dtype)
+      return jnp.broadcast_to(table, (len(images), count, width))
+
+    def positioned(x, prefix):
+      patches = grid(images.shape[1:3], patch)
+      return encodings.Positions(
+        self.positions, patches, prefix, name='positions'
+      )(x)
+
+    special = [tokens(name, 1) for name in self.special]
+    if self.prefix_positions:
+      x = positioned(jnp.concatenate([*special, x], 1), len(special))
+      special, x = jnp.split(x, [len(special)], 1)
+      special = [special]
+    else:
+      x = positioned(x, 0)
+    if self.registers:
+      special.append(tokens('registers', self.registers))
+    return jnp.concatenate([*special, x], 1)
+
+  def _rotation(self, size: tuple[int, int]) -> encodings.Rotation | None:
+    if self.positions != 'rope2d':
+      return None
+    width = self.shape.width // self.shape.heads
+    patches = grid(size, self.patch)
+    return encodings.rope2d(patches, width, self.rope_theta, self.prefix)
+
+  def _pool(self, x: Float[Array, 'B N D']):
+    if self.pool == 'cls':
+      return x[:, 0]
+    if self.pool == 'mean':
+      return jnp.mean(x[:, self.prefix :], axis=1)
+    if self.pool == 'none':
+      return x
+    shape, dtype = self.shape, jnp.dtype(self.dtype)
+    return AttentionPool(
+      shape.heads, shape.hidden, self.gelu, self.epsilon, dtype, name='pool'
+    )(x)
+
+  def _logits(
+    self, x: Float[Array, '... D'], distill: Float[Array, 'B D'] | None
+  ):
+    if self.representation:
+      dtype = jnp.dtype(self.dtype)
+      x = nn.Dense(self.representation, dtype=dtype, name='representation')(x)
+      x = jnp.tanh(x)
+    if not self.classes:
+      return x
+    logits = Head(self.classes, self.head_bias, name='head')(x)
+    if distill is not None:
+      other = Head(self.classes, self.head_bias, name='distill_head')(distill)
+      logits = (logits + other) / 2
+    return logits
 
   @nn.compact
   def __call__(
@@ -117,43 +240,42 @@ class ViT(nn.Module, kw_only=True):
     for name in capture:
       check_choice('capture', name, CAPTURES)
     shape, dtype = self.shape, jnp.dtype(self.dtype)
-    b, h, w, _ = images.shape
-    x = PatchEmbed(shape.width, self.patch, dtype, name='embed')(images)
-    if self.pool == 'cls':
-      cls = self.param('cls', nn.initializers.zeros, (1, shape.width))
-      cls = jnp.broadcast_to(cls.astype(dtype), (b, 1, shape.width))
-      x = jnp.concatenate([cls, x], axis=1)
-    patches = grid((h, w), self.patch)
-    x = Positions(
-      self.positions, patches, self.pool == 'cls', name='positions'
-    )(x)
+    x = self._embed(images)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    x, outputs = Encoder(
-      depth=shape.depth,
+    rotation = self._rotation(images.shape[1:3])
+    if self.patch_dropout and train:
+      key, kept = self.make_rng('dropout'), 1 - self.patch_dropout
+      x, rotation = keep_patches(key, x, rotation, self.prefix, kept)
+    if self.embed_norm:
+      x = LayerNorm(self.epsilon, dtype, name='embed_norm')(x)
+    layer = Layer(
       heads=shape.heads,
       hidden=shape.hidden,
+      mlp=self.mlp,
       gelu=self.gelu,
       epsilon=self.epsilon,
+      qkv_bias=self.qkv_bias,
+      qk_norm=self.qk_norm,
+      layer_scale=self.layer_scale,
       dropout=self.dropout,
       drop_path=self.drop_path,
       dtype=dtype,
-      remat=self.remat,
-      unroll=self.unroll,
-      name='encoder',
+    )
+    x, outputs = Encoder(
+      shape.depth, layer, self.remat, self.unroll, name='encoder'
     )(
       x,
+      rotation,
       train=train,
       capture=tuple(n for n in capture if n in ('tokens', 'attention')),
     )
-    x = LayerNorm(self.epsilon, dtype, name='norm')(x)
-    x = pool_tokens(x, self.pool)
-    outputs['pooled'] = x
-    if self.representation:
-      x = nn.Dense(self.representation, dtype=dtype, name='representation')(x)
-      x = jnp.tanh(x)
-    if self.classes:
-      x = Head(self.classes, self.head_bias, name='head')(x)
-    outputs['logits'] = x
+    norm = LayerNorm(self.epsilon, dtype, name='norm')
+    x = norm(x) if self.pool_norm == 'before' else x
+    pooled, distill = self._pool(x), x[:, 1] if self.distill_token else None
+    if self.pool_norm == 'after':
+      pooled = norm(pooled)
+    outputs['pooled'] = pooled
+    outputs['logits'] = self._logits(pooled, distill)
     if not capture:
-      return x
-    return x, {name: outputs[name] for name in capture}
+      return outputs['logits']
+    return outputs['logits'], {name: outputs[name] for name in capture}

@@ -23,7 +23,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path):
   """Writes a PNG: loss, error of evaluations, learning rate over steps."""
-  with matplotlib.rc_context({'font.size': 9, 'axes.grid': True}):
+  with matplotlib.rc_context(
+    {'font.size': 9, 'axes.grid': True, 'grid.alpha': 0.4}
+  ):
     figure = Figure(figsize=(11, 3.4), dpi=120, layout='constrained')
     loss, score, rate = figure.subplots(1, 3)
     steps, values = _series(lines, 'train/loss')
@@ -44,7 +46,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path):
         score.annotate(
           f'{100 * values[-1]:.2f} %',
           (steps[-1], 100 * values[-1]),
-          xytext=(0, -14),
+          xytext=(0, -16),
           textcoords='offset points',
           ha='right',
           color=color,
@@ -53,7 +55,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path):
     score.set(title='accuracy, %', xlabel='step')
     rate.plot(*_series(lines, 'train/lr'), color='C0')
     rate.set(title='learning rate', xlabel='step')
-    for axis in (loss, score):
+    for axis, place in ((loss, 'upper right'), (score, 'lower right')):
       if axis.has_data():
-        axis.legend(loc='best')
+        axis.legend(loc=place)
     figure.savefig(path)
