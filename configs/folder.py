@@ -13,8 +13,8 @@ from vit_jax import defaults
 
 def get_config():
   config = defaults.get_config()
-  config.total = '60ep'
-  config.batch_size = 64
+  config.total = '40ep'
+  config.batch_size = 32
   config.ema = 0.995
 
   config.model.variant = 'Ti/4'
@@ -23,6 +23,7 @@ def get_config():
   config.model.heads = 3
   config.model.pool = 'mean'
   config.model.positions = 'sincos2d'
+  config.model.drop_path = 0.1
   config.model.gelu = 'tanh'
   config.model.unroll = 0
 
