@@ -73,7 +73,10 @@ def run_dir(vit_jax, small_flags, tmp_path_factory):
   [
     ('totl=1ep', "config.totl is not a config field. Did you mean 'total'?"),
     ('model.widht=3', 'config.model.widht is not a config field. Did you mea'),
-    ('model.variant=Tu/2', "'Tu/2': there is no size 'Tu'. Did you mean 'Ti'?"),
+    (
+      'model.variant=Tii/2',
+      "'Tii/2': there is no size 'Tii'. Did you mean 'Ti'?",
+    ),
     ('model.variant=Ti', "config.model.variant = 'Ti'"),
     ('model.name=vitt', "config.model.name = 'vitt' is unknown. Did you mean"),
     ('optim.name=adam', "config.optim.name = 'adam' is unknown. Did you mean"),
@@ -171,7 +174,7 @@ def test_config_files(fails, tmp_path, name, text, says):
       ['train', '--workdir=W', 'configs/digits.py'],
       '--config=configs/digits.py',
     ),
-    (['evaluate'], 'arguments are required: --workdir'),
+    (['evaluate'], 'either --workdir=DIR or --weights=FILE'),
     (
       ['evaluate', '--workdir=W', '--config.seed=1'],
       'evaluate takes no --conf',

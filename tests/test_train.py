@@ -61,7 +61,7 @@ def test_a_run_leaves_its_files(whole):
   assert list(path.glob('events.out.tfevents.*'))
   result = json.loads((path / 'result.json').read_text())
   assert result['steps'] == 24 and result['seconds'] > 0
-  assert result['parameters'] == 26474
+  assert result['parameters'] == 25962
   assert set(result['best']) == {'eval/test/accuracy'}
   lines = writers.read_metrics(path / 'metrics.jsonl')
   logged = [x['step'] for x in lines if 'train/loss' in x]
@@ -179,18 +179,23 @@ def test_nothing_sound_is_an_error(whole, tmp_path):
     train.run(config, tmp_path)
 
 
+def opened(path, step=None, raw=False):
+  setup, _, params = evaluate.load_run(path, step, raw)
+  return setup, params
+
+
 def test_evaluation_of_a_checkpoint_is_that_of_the_run(whole):
   _, path = whole
-  result = evaluate.run(path)
+  result = evaluate.run(*opened(path))
   lines = writers.read_metrics(path / 'metrics.jsonl')
-  assert result['step'] == 24 and result['count'] == 360
+  assert result['count'] == 360
   assert result['accuracy'] == lines[-1]['eval/test/accuracy']
-  raw = evaluate.run(path, raw=True)
+  raw = evaluate.run(*opened(path, raw=True))
   assert raw['loss'] != result['loss']
-  part = evaluate.run(path, split='train[1150:]')
+  part = evaluate.run(*opened(path), split='train[1150:]')
   assert part['count'] == 287
   with pytest.raises(UserError, match='--step=5'):
-    evaluate.run(path, step=5)
+    opened(path, step=5)
 
 
 @pytest.mark.parametrize('mode', ['halt', 'skip'])
@@ -253,24 +258,28 @@ def _wait_for_step(process, path, step):
     time.sleep(0.01)
 
 
+def _end(process):
+  output = process.communicate(timeout=300)[0].decode()
+  return process.returncode, output
+
+
 def test_signals_and_kills_of_a_real_process(tmp_path, root, small_flags):
   """SIGTERM gives 75, SIGKILL anything: the end is the same, bit for bit."""
   flags = [*small_flags, '--config.total=60 steps']
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  process = _start(root, whole, flags)
-  assert process.wait(300) == 0, process.stdout.read()
+  code, output = _end(_start(root, whole, flags))
+  assert code == 0, output
   process = _start(root, broken, flags)
   _wait_for_step(process, broken, 8)
   process.send_signal(signal.SIGTERM)
-  output = process.communicate(timeout=100)[0].decode()
-  assert process.returncode == 75 and 'SIGTERM: saved after step' in output
+  code, output = _end(process)
+  assert code == 75 and 'SIGTERM: saved after step' in output
   process = _start(root, broken, flags)
   _wait_for_step(process, broken, 32)
   process.kill()
-  assert process.wait(100) == -signal.SIGKILL
-  process = _start(root, broken, flags)
-  output = process.communicate(timeout=300)[0].decode()
-  assert process.returncode == 0 and 'resuming after step' in output
+  assert _end(process)[0] == -signal.SIGKILL
+  code, output = _end(_start(root, broken, flags))
+  assert code == 0 and 'resuming after step' in output
   assert digest_of(whole) == digest_of(broken)
 
 
@@ -278,6 +287,5 @@ def test_a_signal_before_the_first_step(tmp_path, root, small_flags):
   process = _start(root, tmp_path / 'run', small_flags)
   time.sleep(0.7)  # importing
   process.send_signal(signal.SIGINT)
-  output = process.communicate(timeout=100)[0].decode()
-  assert process.returncode == 75, output
-  assert 'Traceback' not in output
+  code, output = _end(process)
+  assert code == 75 and 'Traceback' not in output, output

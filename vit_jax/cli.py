@@ -63,14 +63,71 @@ def _train(args: argparse.Namespace) -> int:
   return train.run(_load_config(args), args.workdir, stop)
 
 
+def _open(args: argparse.Namespace):
+  """(setup, parameters, what they are of) by --workdir or --weights."""
+  from vit_jax import finetune
+  from vit_jax.evaluate import load_run
+
+  if (args.workdir is None) == (args.weights is None):
+    raise UserError('give either --workdir=DIR or --weights=FILE')
+  if args.workdir:
+    setup, step, params = load_run(args.workdir, args.step, args.raw)
+    return setup, params, {'step': step}
+  data = getattr(args, 'data', None)
+  setup, params = finetune.open_weights(args.weights, data, _options(args))
+  return setup, params, {'weights': str(args.weights)}
+
+
+def _options(args: argparse.Namespace) -> dict:
+  """Options of weights.load that were given."""
+  names = ('heads', 'patches', 'size', 'patch', 'architecture')
+  values = {name: getattr(args, name) for name in names}
+  return {name: value for name, value in values.items() if value}
+
+
+def _pair(text: str) -> tuple[int, int]:
+  """'224' or '224x192' -> (h, w)."""
+  parts = text.split('x')
+  if len(parts) not in (1, 2) or not all(p.isdigit() for p in parts):
+    raise argparse.ArgumentTypeError(f'{text!r}: write 224 or 224x192 (h x w)')
+  return int(parts[0]), int(parts[-1])
+
+
+def _convert(args: argparse.Namespace) -> int:
+  from vit_jax import finetune
+
+  print(finetune.convert(args.source, args.to, args.format, _options(args)))
+  return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+  import json
+
+  from vit_jax import inspect_model
+
+  if args.weights and args.config is None:
+    if args.overrides:
+      raise UserError('--config.FIELD is for --config=FILE, not --weights')
+    result = inspect_model.of_weights(args.weights, _options(args))
+  else:
+    options = _options(args)
+    size = options.pop('size', None)
+    if args.weights or options:
+      flag = '--weights' if args.weights else f'--{min(options)}'
+      raise UserError(f'{flag} is not for a config: leave one of them out')
+    args.overrides += [('size', str(size))] if size else []
+    result = inspect_model.of_config(_load_config(args))
+  print(json.dumps(result) if args.json else inspect_model.text(result))
+  return 0
+
+
 def _evaluate(args: argparse.Namespace) -> int:
   import json
 
   from vit_jax import evaluate
 
-  result = evaluate.run(
-    args.workdir, step=args.step, split=args.split, raw=args.raw
-  )
+  setup, params, source = _open(args)
+  result = source | evaluate.run(setup, params, split=args.split)
   if args.json:
     print(json.dumps(result))
   else:
@@ -85,9 +142,8 @@ def _predict(args: argparse.Namespace) -> int:
 
   from vit_jax import predict
 
-  for result in predict.run(
-    args.workdir, args.images, step=args.step, raw=args.raw
-  ):
+  setup, params, _ = _open(args)
+  for result in predict.run(setup, params, args.images):
     if args.json:
       print(json.dumps(result))
     else:
@@ -96,67 +152,113 @@ def _predict(args: argparse.Namespace) -> int:
   return 0
 
 
+class _Parser(argparse.ArgumentParser):
+  """Answers a mistake with one line, not with the usage of all flags."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message} (see {self.prog} --help)')
+
+
+def _weights_flags(command: argparse.ArgumentParser):
+  """What a file of weights may not tell by itself."""
+  command.add_argument('--heads', type=int, help='attention heads')
+  command.add_argument(
+    '--patches', type=_pair, help="grid of the file's positions, as in 14x14"
+  )
+  command.add_argument('--architecture', help="the format's name of the model")
+  command.add_argument(
+    '--size', type=_pair, help='of the images to come: resamples positions'
+  )
+  command.add_argument('--patch', type=int, help='resizes the patch kernel')
+
+
+def _source_flags(command: argparse.ArgumentParser):
+  """A run or a file of weights."""
+  command.add_argument('--workdir', type=Path, metavar='DIR', help='of a run')
+  command.add_argument('--weights', type=Path, metavar='FILE')
+  command.add_argument(
+    '--step', type=int, help='of a checkpoint; default: the newest'
+  )
+  command.add_argument(
+    '--raw',
+    action='store_true',
+    help='the last parameters, not their running average',
+  )
+  command.add_argument('--json', action='store_true', help='for machines')
+  _weights_flags(command)
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog='vit_jax',
     description='Train, study and ship Vision Transformers in JAX.',
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--debug', action='store_true', help='show the traceback of a mistake'
-  )
+  debug = {'action': 'store_true', 'help': 'show the traceback of a mistake'}
+  parser.add_argument('--debug', **debug)
   commands = parser.add_subparsers(dest='command', metavar='COMMAND')
 
-  def add(name, function, help, workdir_help):
+  def add(name, function, help):
     command = commands.add_parser(name, help=help, allow_abbrev=False)
-    command.set_defaults(function=function)
-    command.add_argument(
-      '--workdir', type=Path, required=True, metavar='DIR', help=workdir_help
-    )
-    command.add_argument('--debug', action='store_true', help=argparse.SUPPRESS)
+    command.set_defaults(function=function, parser=command)
+    command.add_argument('--debug', **debug)
     return command
 
-  train = add(
-    'train', _train, 'train from a config file', 'where the run lives'
-  )
-  train.add_argument(
-    '--config',
-    metavar='FILE[:ARG]',
-    help='a Python config, or the config.json of a run; change a field with '
+  config = {
+    'metavar': 'FILE[:ARG]',
+    'help': 'a Python config, or the config.json of a run; change a field with '
     '--config.any.field=value',
+  }
+  train = add('train', _train, 'train from a config file')
+  train.add_argument('--config', **config)
+  train.add_argument(
+    '--workdir',
+    type=Path,
+    required=True,
+    metavar='DIR',
+    help='where the run lives',
   )
-  evaluate = add('evaluate', _evaluate, 'metrics on a split', 'of a run')
+  evaluate = add('evaluate', _evaluate, 'metrics on a split')
+  _source_flags(evaluate)
   evaluate.add_argument(
     '--split',
     default='',
     help="a split of the config ('test') or an expression ('train[1150:]')",
   )
-  predict = add('predict', _predict, 'class and probability', 'of a run')
+  evaluate.add_argument(
+    '--data', help='for --weights: where the pictures are, folder:PATH'
+  )
+  predict = add('predict', _predict, 'class and probability of image files')
+  _source_flags(predict)
   predict.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
-  for command in (evaluate, predict):
-    command.add_argument(
-      '--step', type=int, help='of a checkpoint; default: the newest'
-    )
-    command.add_argument(
-      '--raw',
-      action='store_true',
-      help='the last parameters, not their running average',
-    )
-    command.add_argument('--json', action='store_true', help='for machines')
+  convert = add('convert', _convert, 'weights from one format to another')
+  convert.add_argument(
+    '--from', dest='source', type=Path, required=True, metavar='FILE|DIR'
+  )
+  convert.add_argument('--to', type=Path, required=True, metavar='FILE')
+  convert.add_argument(
+    '--format',
+    default='',
+    help='vit_jax, google, timm, huggingface or stablehlo',
+  )
+  _weights_flags(convert)
+  inspect = add('inspect', _inspect, 'parameters, FLOPs and memory of a model')
+  inspect.add_argument('--config', **config)
+  inspect.add_argument('--weights', type=Path, metavar='FILE')
+  inspect.add_argument('--json', action='store_true', help='for machines')
+  _weights_flags(inspect)
   return parser
 
 
-def _unknown(words: Sequence[str], command: str | None) -> NoReturn:
+def _unknown(words: Sequence[str], args: argparse.Namespace) -> NoReturn:
   word = words[0].partition('=')[0]
-  if command == 'train' and word.endswith(('.py', '.json')):
+  if args.command == 'train' and word.endswith(('.py', '.json')):
     raise UserError(f'write --config={word}')
-  valid = {
-    None: ['--help', '--debug'],
-    'train': ['--config.FIELD', '--config', '--workdir', '--debug'],
-  }.get(command, ['--workdir', '--step', '--raw', '--json', '--debug'])
-  valid += ['--split'] if command == 'evaluate' else []
+  known = vars(args).get('parser') or _parser()
+  valid = [flag for a in known._actions for flag in a.option_strings]
+  valid += ['--config.FIELD'] if '--config' in valid else []
   raise UserError(
-    f'{word} is not a flag of {command or "vit_jax"}.'
+    f'{word} is not a flag of {args.command or "vit_jax"}.'
     + did_you_mean(word, valid)
   )
 
@@ -166,11 +268,11 @@ def _run(argv: Sequence[str]) -> int:
   parser = _parser()
   args, unknown = parser.parse_known_args(rest)
   if unknown:
-    _unknown(unknown, args.command)
+    _unknown(unknown, args)
   if args.command is None:
     parser.print_help()
     return 0
-  if overrides and args.command != 'train':
+  if overrides and args.command not in ('train', 'inspect'):
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
   args.overrides = overrides
   _cache_compilations()

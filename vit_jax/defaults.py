@@ -29,12 +29,15 @@ class Defaults:
   total: str = '60ep'  # length of the run: '300ep', '10k steps', '1M examples'
   batch_size: int = 128  # examples a step, over all devices
   size: int | tuple[int, int] = 0  # image side or (h, w); 0: the source's own
+  channels: int = 0  # 1 or 3; 0: the source's own
   mesh: Mesh = Mesh()
   accumulate: int = 1  # micro-batches a step; the update is the same
   ema: float = 0.0  # decay of the averaged parameters; 0: none
   eval_every: str = '5ep'
   save_every: str = '5ep'
   log_every: str = '10 steps'
+  init_from: str = ''  # weights file or workdir to start from; '': random
+  init_head: Literal['keep', 'new'] = 'keep'  # of the weights
   on_nonfinite: Literal['halt', 'skip'] = 'halt'  # loss or gradient nan or inf
   deterministic: bool = True  # ask GPU compilers for reproducible kernels
 

@@ -52,21 +52,16 @@ def load_run(
   return setup, found[0], found[1][item]
 
 
-def run(
-  workdir: Path, *, step: int | None = None, split: str = '', raw: bool = False
-) -> dict[str, Any]:
-  """Evaluates a checkpoint: {'step', 'split', and the metrics}.
+def run(setup: Setup, params: Any, *, split: str = '') -> dict[str, Any]:
+  """Evaluates parameters: {'split', and the metrics}.
 
   Args:
-    workdir: of the run.
-    step: of a checkpoint; None: the newest.
+    setup: of the run, or made for the weights.
+    params: to evaluate.
     split: a group of config.data, or an expression such as 'train[1150:]',
       read with the ops of 'test'; '': the first evaluation of the config.
-    raw: the parameters themselves even if there are averaged ones.
   """
-  setup, number, params = load_run(workdir, step, raw)
   name = split or (setup.evaluations or ['test'])[0]
   loader = setup.loader(name, setup.source(name))
   with jax.set_mesh(setup.mesh):
-    metrics = evaluate(setup, loader, params)
-  return {'step': number, 'split': name, **metrics}
+    return {'split': name, **evaluate(setup, loader, params)}

@@ -9,16 +9,20 @@ import numpy as np
 
 from vit_jax.data import ops
 from vit_jax.errors import UserError
-from vit_jax.evaluate import load_run
+from vit_jax.setup import Setup
+
+
+def _pipeline(texts: tuple[str, ...]) -> ops.Pipeline:
+  """The ops of an evaluation, for files of any size."""
+  texts = texts if texts[:1] == ('decode',) else ('decode', *texts)
+  sized = ('fit', 'resize', 'central_crop')
+  if not any(text.startswith(sized) for text in texts):
+    texts = ('decode', 'fit', *texts[1:])  # data of one size do without
+  return ops.build('config.data.test.ops', texts)
 
 
 def run(
-  workdir: Path,
-  files: Sequence[Path],
-  *,
-  step: int | None = None,
-  raw: bool = False,
-  top: int = 5,
+  setup: Setup, params: Any, files: Sequence[Path], *, top: int = 5
 ) -> Iterator[dict[str, Any]]:
   """For each file {'file', 'predictions': [{'class', 'probability'}, ...]}.
 
@@ -30,22 +34,13 @@ def run(
   missing = [str(file) for file in files if not file.is_file()]
   if missing:
     raise UserError(f'no such image file: {", ".join(missing)}')
-  setup, _, params = load_run(workdir, step, raw)
-  texts = setup.config.data.test.ops
-  texts = texts if texts[:1] == ('decode',) else ('decode', *texts)
-  pipeline = ops.build('config.data.test.ops', texts)
-  images = []
+  pipeline, images = _pipeline(setup.config.data.test.ops), []
   for file in files:
     context = ops.Context(
       setup.info.size, setup.info.channels, np.random.default_rng(0), str(file)
     )
     data = file.read_bytes()
-    try:
-      ops.check('config.data.test.ops', pipeline, data, context)
-    except UserError:
-      texts = (*texts[:1], 'fit', *texts[1:])  # data of one size need no 'fit'
-      pipeline = ops.build('config.data.test.ops', texts)
-      ops.check('config.data.test.ops', pipeline, data, context)
+    ops.check('config.data.test.ops', pipeline, data, context)
     images.append(pipeline(data, context))
   predict = jax.jit(setup.task.predict, static_argnums=0)
   for file, image in zip(files, images, strict=True):

@@ -35,9 +35,17 @@ class Setup:
   """
 
   def __init__(
-    self, config: ml_collections.FrozenConfigDict, info: DataInfo | None = None
+    self,
+    config: ml_collections.FrozenConfigDict,
+    info: DataInfo | None = None,
+    model: nn.Module | None = None,
   ):
     """Opens the training split, unless `info` says what it would.
+
+    Args:
+      config: complete.
+      info: of the data.
+      model: of weights; None: made by the config.
 
     Raises:
       UserError: a value that cannot be, or data that are not there.
@@ -52,13 +60,15 @@ class Setup:
       raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
     if config.data.workers < 0:
       raise UserError(f'config.data.workers = {config.data.workers} < 0.')
+    if config.channels not in (0, 1, 3):
+      raise UserError(f'config.channels = {config.channels}: 0, 1 or 3.')
     for field in ('total', 'eval_every', 'save_every', 'log_every'):
       durations.parse(config[field], f'config.{field}')
     if info is None:
       self.train_source = self.source('train')
       info = self._info(self.train_source)
     self.info = info
-    self.model = self._model()
+    self.model = model or self._model()
     self.task = tasks.TASKS[config.task.name](
       classes=len(info.classes), **_fields(config.task)
     )
@@ -78,7 +88,7 @@ class Setup:
     return DataInfo(
       classes=tuple(source.classes),
       size=size,
-      channels=source.channels,
+      channels=self.config.channels or source.channels,
       examples=len(source),
       fingerprint=source.fingerprint,
     )

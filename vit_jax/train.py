@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from vit_jax import checkpoint, trees, workdir
+from vit_jax import checkpoint, finetune, trees, workdir
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -155,6 +155,7 @@ def run(
   Raises:
     UserError: a mistake in the config, the data or the workdir.
   """
+  config = finetune.adopt(config, path)
   setup = Setup(config)
   with workdir.locked(path):
     workdir.check_resumable(path, config)
@@ -194,7 +195,9 @@ def _evaluate_all(setup, evaluations, state, step, writers, terminal):
 
 def _loop(setup, path, stop, batches, evaluations) -> int:
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
-  state = checkpoint.restore(checkpoints, setup.abstract_state) or setup.init()
+  state = checkpoint.restore(checkpoints, setup.abstract_state) or (
+    finetune.initial(setup)
+  )
   start = int(state.step)
   writers = Writers(path, start)
   terminal = Terminal(setup.total, start)

@@ -55,10 +55,14 @@ def _resize(image: np.ndarray, size: tuple[int, int], kernel: str):
 
 
 def decode(image, context: Context):
-  """Bytes of a file -> uint8 (h, w, c); pixels pass through."""
+  """Bytes of a file -> uint8 (h, w, c); pixels get the model's channels."""
   if isinstance(image, bytes):
     return decode_bytes(image, context.channels, context.key)
-  return image
+  if image.shape[-1] == context.channels:
+    return image
+  if context.channels == 1:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+  return np.repeat(image, 3, -1)
 
 
 def resize(image, context: Context, kernel: Kernel = 'bilinear'):
@@ -73,6 +77,27 @@ def fit(image, context: Context, kernel: Kernel = 'bilinear'):
   ch, cw = (max(1, round(s * scale)) for s in context.size)
   top, left = (h - ch) // 2, (w - cw) // 2
   return _resize(image[top : top + ch, left : left + cw], context.size, kernel)
+
+
+def resize_small(
+  image, context: Context, side: int, kernel: Kernel = 'bilinear'
+):
+  """The shorter side to `side` pixels, the other in proportion."""
+  del context
+  h, w = image.shape[:2]
+  short = min(h, w)
+  return _resize(image, (side * h // short, side * w // short), kernel)
+
+
+def central_crop(image, context: Context):
+  """The middle, of the model's size."""
+  (h, w), (ch, cw) = image.shape[:2], context.size
+  if h < ch or w < cw:
+    raise UserError(
+      f"{context.key}: 'central_crop' of {ch}x{cw} from {h}x{w}: resize first."
+    )
+  top, left = round((h - ch) / 2), round((w - cw) / 2)
+  return image[top : top + ch, left : left + cw]
 
 
 def flip(image, context: Context):
@@ -159,14 +184,32 @@ def value_range(image, _: Context, low: float = -1.0, high: float = 1.0):
   return image.astype(np.float32) * scale + np.float32(low)
 
 
+def normalize(
+  image,
+  context: Context,
+  mean: tuple[float, ...] = (0.5,),
+  std: tuple[float, ...] = (0.5,),
+):
+  """uint8 -> float32 (x / 255 - mean) / std, of each channel or of all.
+
+  Without arguments: those of the weights in config.init_from, or -1 to 1.
+  """
+  del context
+  scale = np.asarray(std, np.float32)
+  return (image.astype(np.float32) / 255 - np.asarray(mean, np.float32)) / scale
+
+
 OPS: dict[str, Callable] = {
   'decode': decode,
   'resize': resize,
   'fit': fit,
+  'resize_small': resize_small,
+  'central_crop': central_crop,
   'flip': flip,
   'affine': affine,
   'elastic': elastic,
   'range': value_range,
+  'normalize': normalize,
 }
 
 Pipeline = Callable[[bytes | np.ndarray, Context], np.ndarray]

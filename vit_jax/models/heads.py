@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from vit_jax.models.attention import LayerNorm, dot_product_attention
 from vit_jax.models.mlp import Gelu, Mlp
 
-Pool = Literal['cls', 'mean', 'map', 'none']
+Pool = Literal['cls', 'mean', 'cls_mean', 'map', 'none']
 
 
 class AttentionPool(nn.Module):

@@ -33,9 +33,10 @@ class ViT(nn.Module, kw_only=True):
     variant: size and patch, 'S/16', or a hybrid, 'R50+B/16'; see variants.py.
     width: D, depth: L, hidden: F, heads: H; 0: the variant's.
     pool: the head reads the CLS token ('cls'), the mean of the patch tokens
-      ('mean'), what a learned query finds ('map', see AttentionPool), or each
-      token by itself ('none').
-    cls_token: whether there is a CLS token; 'auto': if `pool` is 'cls'.
+      ('mean'), both side by side ('cls_mean', as DINOv2's classifiers do), what
+      a learned query finds ('map', see AttentionPool), or each token by itself
+      ('none').
+    cls_token: whether there is a CLS token; 'auto': if `pool` reads it.
     distill_token: a second such token with a head of its own, and the logits
       are the mean of both (DeiT, arXiv 2012.12877).
     registers: tokens without a meaning of their own (arXiv 2309.16588).
@@ -111,7 +112,7 @@ class ViT(nn.Module, kw_only=True):
   @property
   def special(self) -> tuple[str, ...]:
     """The tokens before registers and patches: of ('cls', 'distill')."""
-    auto = 'yes' if self.pool == 'cls' else 'no'
+    auto = 'yes' if self.pool in ('cls', 'cls_mean') else 'no'
     cls = (auto if self.cls_token == 'auto' else self.cls_token) == 'yes'
     return ('cls',) * cls + ('distill',) * self.distill_token
 
@@ -137,9 +138,9 @@ class ViT(nn.Module, kw_only=True):
         f'config.model.heads = {shape.heads} does not divide the width '
         f'{shape.width}; {best} does.'
       )
-    if self.pool == 'cls' and 'cls' not in self.special:
+    if self.pool in ('cls', 'cls_mean') and 'cls' not in self.special:
       raise UserError(
-        "config.model.cls_token = 'no', but pool = 'cls' reads it."
+        f"config.model.cls_token = 'no', but pool = {self.pool!r} reads it."
       )
     if self.distill_token and self.special[0] != 'cls':
       raise UserError('config.model.distill_token needs a CLS token beside it.')
@@ -197,8 +198,11 @@ class ViT(nn.Module, kw_only=True):
   def _pool(self, x: Float[Array, 'B N D']):
     if self.pool == 'cls':
       return x[:, 0]
-    if self.pool == 'mean':
-      return jnp.mean(x[:, self.prefix :], axis=1)
+    if self.pool in ('mean', 'cls_mean'):
+      mean = jnp.mean(x[:, self.prefix :], axis=1)
+      if self.pool == 'mean':
+        return mean
+      return jnp.concatenate([x[:, 0], mean], -1)
     if self.pool == 'none':
       return x
     shape, dtype = self.shape, jnp.dtype(self.dtype)

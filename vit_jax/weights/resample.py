@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from vit_jax.errors import UserError, check_choice
+from vit_jax.errors import UserError
 
 Kernel = Literal['bilinear', 'bicubic', 'bicubic-torch']
-KERNELS = ('bilinear', 'bicubic', 'bicubic-torch')
 Grid = tuple[int, int]
 Table = Float[np.ndarray, 'N D'] | Float[Array, 'N D']
+Resized = Float[np.ndarray, 'M D'] | Float[Array, 'M D']
 
 
 def grid_of(length: int, prefix: int) -> Grid:
@@ -62,7 +62,6 @@ def matrix(
   align_corners=False): a = -0.75, and beyond the border lies the last sample.
   With `antialias` PyTorch does as the others: a = -0.5, left out.
   """
-  check_choice('kernel', kernel, KERNELS)
   repeat = kernel == 'bicubic-torch' and not antialias
   function = {
     'bilinear': _triangle,
@@ -89,7 +88,7 @@ def resize_positions(
   prefix: int,
   kernel: Kernel = 'bilinear',
   antialias: bool = False,
-) -> Table:
+) -> Resized:
   """A learned table of (prefix + gh * gw, D) for another grid of patches.
 
   timm resizes by ('bicubic-torch', antialias), which is ('bicubic',
@@ -125,12 +124,12 @@ def resize_positions(
 
 
 def resize_patches(
-  kernel: Float[np.ndarray, 'PPc D'] | Float[Array, 'PPc D'],
+  kernel: Table,
   old: int,
   new: int,
   resize: Kernel = 'bicubic',
   antialias: bool = True,
-) -> Float[np.ndarray, 'QQc D'] | Float[Array, 'QQc D']:
+) -> Resized:
   """A patch embedding's kernel for another patch size (FlexiViT).
 
   arXiv 2212.08013, section 3.4: by the pseudo-inverse of what resizes patches,

@@ -1,0 +1,72 @@
+"""Floating-point operations of a ViT, counted from its fields."""
+
+from vit_jax.models.patches import grid
+from vit_jax.models.variants import STEMS, parse
+from vit_jax.models.vit import ViT
+
+# What the backward pass and the forward pass cost, in forward passes.
+TRAINING = 3
+
+
+def _stem(
+  stages: tuple[int, ...], size: tuple[int, int], channels: int
+) -> tuple[int, int]:
+  """FLOPs of the convolutions of stem.py, and the channels they end with."""
+
+  def halved(h, w):
+    return -(-h // 2), -(-w // 2)
+
+  h, w = halved(*size)
+  total = 2 * 7 * 7 * channels * 64 * h * w
+  (h, w), inputs = halved(h, w), 64
+  for i, units in enumerate(stages):
+    features = 64 * 2**i
+    for j in range(units):
+      before = h * w
+      if i and not j:
+        h, w = halved(h, w)
+      after, wide = h * w, 4 * features
+      macs = inputs * features * before  # 1x1
+      macs += 3 * 3 * features * features * after
+      macs += features * wide * after  # 1x1
+      if inputs != wide or before != after:
+        macs += inputs * wide * after  # the shortcut
+      total, inputs = total + 2 * macs, wide
+  return total, inputs
+
+
+def forward(
+  model: ViT, size: tuple[int, int], channels: int = 3, *, train: bool = False
+) -> dict[str, int]:
+  """FLOPs of one image (h, w, channels), by part of the model.
+
+  Matrix products and convolutions only, 2 FLOPs a multiply-add. A layer of N
+  tokens takes 8 N D² (projections) + 4 N D F (MLP; 6 if 'swiglu') + 4 N² D
+  (scores and their use). `train`: without the patches that `patch_dropout`
+  leaves out; a step takes `TRAINING` times as many.
+  """
+  shape, (_, patch, stem) = model.shape, parse(model.variant)
+  d, f = shape.width, shape.hidden
+  stages, stride = STEMS[stem]
+  parts = {}
+  if stem:
+    parts['stem'], channels = _stem(stages, size, channels)
+  gh, gw = grid(size, patch)
+  patches = gh * gw
+  parts['embed'] = 2 * patches * (patch // stride) ** 2 * channels * d
+  if train and model.patch_dropout:
+    patches = max(1, round(patches * (1 - model.patch_dropout)))
+  n = model.prefix + patches
+  mlp = (6 if model.mlp == 'swiglu' else 4) * n * d * f
+  parts['encoder'] = shape.depth * (8 * n * d * d + mlp + 4 * n * n * d)
+  if model.pool == 'map':  # one query
+    parts['pool'] = (4 + 4 * n) * d * d + 4 * n * d + 4 * d * f
+  outputs = n if model.pool == 'none' else 1
+  if model.representation:
+    parts['representation'] = 2 * outputs * d * model.representation
+  if model.classes:
+    one = 2 * (model.representation or d) * model.classes
+    parts['head'] = outputs * one
+    if model.distill_token:
+      parts['distill_head'] = 2 * d * model.classes
+  return parts
