@@ -51,6 +51,10 @@ def images(count, size=SIZE):
   return rng.normal(size=(count, *size, 3)).astype(np.float32)
 
 
+def outputs(model, params, x):
+  return jax.jit(lambda p, x: model.apply({'params': p}, x))(params, x)
+
+
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
   """(model, parameters, folder) of the plainest."""
@@ -65,13 +69,14 @@ def test_any_number_of_images(fields, tmp_path):
   model = ViT(**SMALL | fields)
   params = randomised(model)
   export.export_stablehlo(model, params, tmp_path / 'a' / 'b', SEEN)
-  apply = jax.jit(lambda p, x: model.apply({'params': p}, x))
   for count in (1, 5):
     x = images(count)
     got = export.run_stablehlo(tmp_path / 'a' / 'b', x)
     tolerance = 1e-5 if model.dtype == 'float32' else 2e-2
-    np.testing.assert_allclose(got, apply(params, x), tolerance, tolerance)
-    other = apply(params, x + 0.1)
+    np.testing.assert_allclose(
+      got, outputs(model, params, x), tolerance, tolerance
+    )
+    other = outputs(model, params, -x[:, ::-1])
     assert np.abs(np.asarray(other - got)).max() > 10 * tolerance
 
 
@@ -81,7 +86,7 @@ def test_a_hybrid(tmp_path):
   export.export_stablehlo(model, params, tmp_path, Preprocessing(size))
   x = images(2, size)
   got = export.run_stablehlo(tmp_path, x)
-  expected = model.apply({'params': params}, x)
+  expected = outputs(model, params, x)
   np.testing.assert_allclose(got, expected, 1e-4, 1e-4)
 
 
@@ -115,7 +120,7 @@ def test_the_documented_snippet_without_the_package(exported, tmp_path):
     timeout=120,
   )
   for count, file in zip((1, 5), files, strict=True):
-    expected = model.apply({'params': params}, images(count))
+    expected = outputs(model, params, images(count))
     np.testing.assert_allclose(np.load(file), expected, 1e-5, 1e-5)
 
 
@@ -163,7 +168,7 @@ def test_the_weights_may_be_others(exported, tmp_path):
   other = jax.tree.map(lambda leaf: leaf * 0.5, params)
   save_file(dict(trees.paths(other)), tmp_path / 'params.safetensors')
   got = export.run_stablehlo(tmp_path, images(2))
-  expected = model.apply({'params': other}, images(2))
+  expected = outputs(model, other, images(2))
   np.testing.assert_allclose(got, expected, 1e-5, 1e-5)
   before = export.run_stablehlo(folder, images(2))
   assert np.abs(np.asarray(got - before)).max() > 0.1

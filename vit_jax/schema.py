@@ -79,6 +79,8 @@ def coerce(path: str, value: Any, hint: Any) -> Any:
   """
   if isinstance(value, list):
     value = tuple(value)
+  if isinstance(value, tuple) and hint == tuple[float, ...]:
+    value = tuple(float(x) if type(x) is int else x for x in value)
   if type(value) is int and hint is float:
     value = float(value)
   elif isinstance(value, float) and value.is_integer() and hint is not float:

@@ -132,7 +132,7 @@ def refit(
   if new_head:
     model = model.clone(classes=classes or 0)
     for name, leaf in abstract_params(model, size, channels).items():
-      top, *_, last = name.split('/')
+      top, last = name.split('/')[0], name.split('/')[-1]
       if top in HEADS:
         value = model.head_bias if last == 'bias' else 0.0
         layer = params.setdefault(top, {}).setdefault('linear', {})

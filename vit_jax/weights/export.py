@@ -14,9 +14,9 @@ runs it needs jax and safetensors only:
   params = [weights[param['name']] for param in manifest['params']]
   logits = jax.jit(jax.export.deserialize(program).call)(params, images)
 
-`images` are float32 (B, h, w, c) as manifest['input'] says. jax promises to read
-a program for at least six months after the version that wrote it, which the
-manifest names; the weights do not age.
+`images` are float32 (B, h, w, c) as manifest['input'] says. jax promises to
+read a program for at least six months after the version that wrote it, which
+the manifest names; the weights do not age. jax.export needs flatbuffers.
 """
 
 import dataclasses
@@ -52,7 +52,9 @@ def _program(
   treedef = jax.tree.structure(params)
 
   def apply(leaves, images):
-    return model.apply({'params': treedef.unflatten(leaves)}, images)
+    params = {'params': treedef.unflatten(leaves)}
+    # One by one: a model may ask for the number of images as an int.
+    return jax.vmap(lambda image: model.apply(params, image[None])[0])(images)
 
   (batch,) = jax.export.symbolic_shape('batch')
   leaves = [

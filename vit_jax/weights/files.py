@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.npy')
 
 
-class Tensors(Mapping[str, np.ndarray]):
+class Tensors(Mapping):
   """Arrays by name; each is read when it is asked for, and not kept."""
 
   def __init__(self, names: Mapping[str, Callable[[], np.ndarray]], path: Path):
@@ -62,11 +62,10 @@ def _safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
 
 
 def _npz(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-  try:
-    file = np.load(path, allow_pickle=False)
-    return {name: (lambda name=name: file[name]) for name in file.files}
-  except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-    raise UserError(f'{path} is truncated or damaged: {error}') from error
+  if not zipfile.is_zipfile(path):  # its directory stands at the end
+    raise UserError(f'{path} is truncated or damaged: no .npz archive.')
+  file = np.load(path, allow_pickle=False)
+  return {name: (lambda name=name: file[name]) for name in file.files}
 
 
 def _sharded(index: Path) -> dict[str, Callable[[], np.ndarray]]:

@@ -92,7 +92,7 @@ def _positions(
   on_cls = cls
   if cls and big:  # as before 2022
     patches = grid[0] * grid[1] if grid else math.isqrt(rows - 1) ** 2
-    on_cls = rows - 1 == patches
+    on_cls = rows > 1 and rows - 1 == patches
   return table_grid(rows, int(on_cls), grid), on_cls
 
 

@@ -5,7 +5,6 @@ heads, the GELU, what is pooled, and a grid that is not square: these come from
 the architecture's name in config.json, or from an option.
 """
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -21,11 +20,10 @@ from vit_jax.weights.formats import (
   Options,
   Preprocessing,
   size_fields,
-  standard_heads,
 )
 from vit_jax.weights.mapping import Entry
-from vit_jax.weights.resample import grid_of
 from vit_jax.weights.timm_entries import all_entries
+from vit_jax.weights.timm_file import TimmFile, find_gelu, find_heads, find_pool
 
 _HALF = (0.5,) * 3
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,28 +44,6 @@ _FAMILIES = {
   'DINOv3': (*_IMAGENET, 1.0),
   'ViT with ImageNet statistics': (*_IMAGENET, 0.9),
 }
-_WORDS = {
-  'deit3': 'DeiT III',
-  'deit': 'DeiT',
-  'flexivit': 'FlexiViT',
-  'siglip': 'SigLIP',
-  'clip': 'CLIP',
-  'dinov2': 'DINOv2',
-  'dinov3': 'DINOv3',
-  'mae': 'ViT with ImageNet statistics',
-  'dino': 'ViT with ImageNet statistics',
-}
-# Arguments in config.json that are read, or that change no function.
-_READ = {
-  *('num_heads', 'global_pool', 'act_layer', 'img_size', 'num_classes'),
-  *('pool_include_prefix', 'rope_temperature', 'init_values', 'embed_dim'),
-  *('depth', 'patch_size', 'in_chans', 'mlp_ratio', 'class_token', 'fc_norm'),
-  *('pre_norm', 'no_embed_class', 'reg_tokens', 'qkv_bias', 'qk_norm'),
-  *('pos_embed', 'num_reg_tokens', 'use_fc_norm', 'swiglu_align_to'),
-  *('use_pre_transformer_norm', 'dynamic_img_size', 'strict_img_size'),
-  *('drop_rate', 'drop_path_rate', 'pos_drop_rate', 'patch_drop_rate'),
-  *('proj_drop_rate', 'attn_drop_rate', 'weight_init', 'fix_init'),
-}
 
 
 def matches(names: Collection[str]) -> bool:
@@ -75,3 +51,177 @@ def matches(names: Collection[str]) -> bool:
   block = re.compile(r'blocks\.\d+\.(norm1|attn|mlp)\.')
   embed = any(name.startswith('patch_embed.proj.') for name in names)
   return embed and any(block.match(name) for name in names)
+
+
+def _preprocessing(file: TimmFile, size, channels: int) -> Preprocessing:
+  mean, std, crop = _FAMILIES[file.family]
+  if channels != 3:
+    mean, std = (0.5,) * channels, (0.5,) * channels
+  crop = 1.0 if crop == 0.9 and size[0] >= 384 else crop
+  interpolation = file.data.get('interpolation', 'bicubic')
+  if interpolation not in ('bicubic', 'bilinear'):
+    raise UserError(
+      f'config.json: interpolation = {interpolation!r} is unknown here; '
+      "'bicubic' and 'bilinear' are not."
+    )
+  squash = file.data.get('crop_mode') == 'squash'
+  return Preprocessing(
+    size=size,
+    mean=tuple(file.data.get('mean', mean)),
+    std=tuple(file.data.get('std', std)),
+    interpolation=interpolation,
+    crop=file.data.get('crop_pct', crop),
+    mode='squash' if squash else 'center',
+  )
+
+
+def _notes(file: TimmFile, fields: Mapping[str, Any]) -> tuple[str, ...]:
+  notes = []
+  if not file.name:
+    notes.append(
+      f'no config.json names the architecture: taken for {file.family}, with '
+      f'{fields["heads"]} heads, pool {fields["pool"]!r}, GELU '
+      f'{fields["gelu"]!r}, epsilon {fields["epsilon"]} and the mean, std and '
+      'crop that timm has for it.'
+    )
+    hints = {
+      'ViT': 'DeiT, MAE and DINO look the same and have other mean and std: '
+      '--architecture=deit_base_patch16_224',
+      'CLIP': "OpenAI's, DFN's and MetaCLIP's own weights need the quick GELU: "
+      '--architecture=vit_base_patch16_clip_quickgelu_224',
+      'SigLIP': "trained with the tanh GELU, which timm's do not all have",
+    }
+    if file.family in hints:
+      notes.append(hints[file.family] + '.')
+  if fields['embed_norm']:
+    notes.append('no bias of the patches in the file: zero.')
+  if file.eva and fields['qkv_bias']:
+    notes.append('no bias of the keys in the file: zero.')
+  if fields['registers'] and file.positions()[1] and not file.eva:
+    notes.append('positions of registers are added to the registers.')
+  if fields['distill_token'] and not fields['classes']:
+    notes.append('features are those of CLS; timm gives the mean of both.')
+  return tuple(notes)
+
+
+def _labels(file: TimmFile, classes: int) -> tuple[str, ...]:
+  names = file.config.get('label_names', file.data.get('label_names')) or ()
+  words = file.config.get('label_descriptions') or file.data.get(
+    'label_descriptions'
+  )
+  words = words if isinstance(words, dict) else {}
+  labels = tuple(str(words.get(name, name)) for name in names)
+  return labels if len(labels) == classes else ()
+
+
+def describe(
+  tensors: Mapping[str, np.ndarray],
+  config: Mapping[str, Any],
+  options: Options,
+) -> Description:
+  """From names and shapes, config.json and options, in words and fields.
+
+  Raises:
+    UserError: something only an option can tell, or no model of ours.
+  """
+  file = TimmFile(tensors, config, options)
+  blocks = {n.split('.')[1] for n in tensors if n.startswith('blocks.')}
+  depth, patch, stem = len(blocks), file.patch(), file.stem
+  width, channels, _, _ = file.shape('patch_embed.proj.weight', 4)
+  if stem:
+    root = 'patch_embed.backbone.' + 'stem.' * bool(STEMS[stem][0])
+    channels = file.shape(f'{root}conv.weight', 4)[1]
+  hidden = file.shape('blocks.0.mlp.fc2.weight', 2)[1]
+  separate = file.has('blocks.0.mlp.fc1_g.weight')
+  swiglu = separate or (
+    file.shape('blocks.0.mlp.fc1.weight', 2)[0] == 2 * hidden
+  )
+  heads = find_heads(file, width, depth, hidden)
+  if width % heads:
+    raise UserError(f'{heads} heads do not divide the width {width}.')
+  grid, prefix_positions = file.positions()
+  default = (256, 256) if file.eva else (224, 224)
+  size = (grid[0] * patch, grid[1] * patch) if grid else file.input_size()
+  size, cls, pool = size or default, file.has('cls_token'), find_pool(file)
+  scaled = file.has('blocks.0.ls1.gamma') or file.has('blocks.0.gamma_1')
+  norm = 'after' if file.has('fc_norm.weight') else 'before'
+  small = 1e-5 if file.eva or file.has('norm_pre.weight') else 1e-6
+  sizes = size_fields(width, depth, hidden, heads, patch, stem.split('-')[0])
+  fields = sizes | {
+    'classes': file.shape('head.bias', 1)[0] if file.has('head.bias') else 0,
+    'pool': pool,
+    'cls_token': 'auto' if cls == (pool == 'cls') else 'yes' if cls else 'no',
+    'distill_token': file.has('dist_token'),
+    'registers': file.shape('reg_token', 3)[1] if file.has('reg_token') else 0,
+    'positions': 'learned'
+    if file.has('pos_embed')
+    else 'rope2d'
+    if file.eva
+    else 'none',
+    'prefix_positions': prefix_positions,
+    'rope_theta': float(file.said('rope_temperature', 100.0)),
+    'pool_norm': norm,
+    'embed_norm': file.has('norm_pre.weight'),
+    'mlp': 'swiglu' if swiglu else 'gelu',
+    'gelu': find_gelu(file, width, patch, size),
+    'epsilon': file.implied.get('eps', small),
+    'qkv_bias': file.has('blocks.0.attn.qkv.bias')
+    or file.has('blocks.0.attn.q_bias'),
+    'qk_norm': file.has('blocks.0.attn.q_norm.weight'),
+    'layer_scale': float(file.args.get('init_values') or 1e-5) * scaled,
+    'stem': 'timm',
+  }
+  return Description(
+    family=f'timm {file.family}',
+    fields=fields,
+    preprocessing=_preprocessing(file, size, channels),
+    ignored=lambda name: name.startswith(('mask_token', 'decoder_')),
+    labels=_labels(file, fields['classes']),
+    notes=_notes(file, {'heads': heads} | fields),
+  )
+
+
+def entries(model: ViT, description: Description) -> list[Entry]:
+  """Which tensor holds which parameter.
+
+  Raises:
+    UserError: timm has nothing like the model.
+  """
+  names_of.check(model)
+  return all_entries(model, description)
+
+
+def config_json(model: ViT, description: Description) -> dict[str, Any]:
+  """What timm.create_model needs: architecture, model_args, pretrained_cfg.
+
+  Raises:
+    UserError: timm has nothing like the model.
+  """
+  preprocessing = description.preprocessing
+  name, args = names_of.choose(model, preprocessing)
+  names = {ours: theirs for theirs, ours in names_of.POOLS.items()}
+  heads = ['head', 'head_dist'] if model.distill_token else 'head'
+  config = {
+    'architecture': name,
+    'num_classes': model.classes,
+    'num_features': model.shape.width,
+    'global_pool': names[model.pool],
+    'model_args': args,
+    'pretrained_cfg': {
+      'tag': 'vit_jax',
+      'custom_load': False,
+      'input_size': [len(preprocessing.mean), *preprocessing.size],
+      'fixed_input_size': True,
+      'interpolation': preprocessing.interpolation,
+      'crop_pct': preprocessing.crop,
+      'crop_mode': preprocessing.mode,
+      'mean': list(preprocessing.mean),
+      'std': list(preprocessing.std),
+      'num_classes': model.classes,
+      'first_conv': 'patch_embed.proj',
+      'classifier': heads,
+    },
+  }
+  if description.labels:
+    config['label_names'] = list(description.labels)
+  return config

@@ -36,7 +36,9 @@ SIZES = {
 }
 
 # What is written, the first of the nearest. timm knows others.
-NAMES = """
+NAMES = re.findall(
+  r'\S+',
+  """
 vit_base_patch16_224 vit_base_patch16_384 vit_base_patch32_224
 vit_base_patch32_384 vit_base_patch8_224 vit_tiny_patch16_224
 vit_tiny_patch16_384 vit_small_patch16_224 vit_small_patch16_384
@@ -78,7 +80,8 @@ vit_large_patch14_clip_quickgelu_336 vit_huge_patch14_clip_quickgelu_224
 vit_base_r50_s16_224 vit_base_r50_s16_384 vit_base_r26_s32_224
 vit_tiny_r_s16_p8_224 vit_tiny_r_s16_p8_384 vit_small_r26_s32_224
 vit_small_r26_s32_384 vit_large_r50_s32_224 vit_large_r50_s32_384
-""".split()
+""",
+)
 
 _KINDS = ('vit', 'deit', 'deit3', 'flexivit')
 _WORDS = (
@@ -187,8 +190,10 @@ def implied(name: str) -> dict[str, Any] | None:
   if kind == 'flexivit' or {'dinov2', 'dinov3'} & has:
     image = 240 if kind == 'flexivit' else 518 if 'dinov2' in has else 256
   row = size
-  if ('dinov2' in has and size == 'giant') or ('dinov3' in has and size == 'huge'):
-    row = f"dinov{'2' if size == 'giant' else '3'}_{size}"
+  if ('dinov2' in has and size == 'giant') or (
+    'dinov3' in has and size == 'huge'
+  ):
+    row = f'dinov{"2" if size == "giant" else "3"}_{size}'
   width, depth, heads, hidden = SIZES[row]
   if (size, patch) == ('base', 16) and 'gap' in has:
     heads = 12 if registers or 'siglip' in has else 16
@@ -257,9 +262,7 @@ def _wanted(model: ViT, preprocessing: Preprocessing) -> dict[str, Any]:
     'global_pool': names[model.pool],
     'fc_norm': model.pool_norm == 'after',
     'pre_norm': model.embed_norm,
-    'no_embed_class': table
-    and model.prefix > 0
-    and not model.prefix_positions,
+    'no_embed_class': table and model.prefix > 0 and not model.prefix_positions,
     'reg_tokens': model.registers,
     'init_values': bool(model.layer_scale),
     'qkv_bias': model.qkv_bias,
@@ -321,5 +324,7 @@ def _mlp_arguments(want: dict[str, Any]) -> dict[str, Any]:
   elif want['swiglu']:
     hidden *= 2  # gate and up as one
   ratio = hidden / width
-  args['mlp_ratio'] = ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+  args['mlp_ratio'] = (
+    ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+  )
   return args

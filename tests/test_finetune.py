@@ -1,0 +1,149 @@
+"""Starting from weights: architecture, pixels and head of a file or a run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import cli, evaluate, trees, weights
+from vit_jax import config as config_lib
+from vit_jax.models.vit import ViT
+from vit_jax.weights.formats import Preprocessing
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+  """40 pictures of two colours, 20x20."""
+  path = tmp_path_factory.mktemp('pictures')
+  rng = np.random.default_rng(0)
+  for channel, name in ((0, 'red'), (2, 'blue')):
+    folder = path / 'train' / name
+    folder.mkdir(parents=True)
+    for i in range(20):
+      pixels = rng.integers(0, 90, (20, 20, 3))
+      pixels[..., channel] += 100
+      Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}.png')
+  return path
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+  """Weights of an unusual model: registers, mean pooling, own statistics."""
+  model = ViT(
+    classes=5,
+    variant='S/4',
+    width=16,
+    depth=2,
+    heads=2,
+    pool='mean',
+    registers=3,
+    layer_scale=0.5,
+    gelu='tanh',
+  )
+  images = jnp.zeros((1, 16, 16, 3))
+  params = model.init(jax.random.key(3), images)['params']
+  path = tmp_path_factory.mktemp('weights') / 'model.safetensors'
+  seen = Preprocessing((16, 16), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+  weights.save(path, model, params, format='vit_jax', preprocessing=seen)
+  return path, model, params
+
+
+def command(pictures, source, workdir, *more):
+  return cli.main(
+    [
+      'train',
+      '--config=configs/finetune.py',
+      f'--config.init_from={source}',
+      f'--config.data.name=folder:{pictures}',
+      '--config.batch_size=8',
+      f'--workdir={workdir}',
+      *more,
+    ]
+  )
+
+
+def test_a_run_from_a_file(pictures, file, tmp_path):
+  path, model, params = file
+  frozen = ['--config.total=1 steps', '--config.optim.lr=0']
+  assert command(pictures, path, tmp_path, *frozen) == 0
+  config = config_lib.load(str(tmp_path / 'config.json'))
+  for name in ('width', 'depth', 'pool', 'registers', 'layer_scale', 'gelu'):
+    assert config.model[name] == getattr(model, name)
+  assert config.size == (16, 16) and config.channels == 3
+  assert config.data.test.ops[-1] == (
+    'normalize((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))'
+  )
+  setup, _, found = evaluate.load_run(tmp_path, None, raw=True)
+  head = found.pop('head')
+  assert head['linear']['kernel'].shape == (16, 2)
+  assert trees.digest(found) == trees.digest(
+    {k: v for k, v in params.items() if k != 'head'}
+  )
+  random = setup.init().params
+  random.pop('head')
+  assert trees.digest(random) != trees.digest(found)
+
+
+def test_it_learns_resumes_without_the_file_and_converts(
+  pictures, file, tmp_path, capsys
+):
+  source = tmp_path / 'model.safetensors'
+  source.write_bytes(file[0].read_bytes())
+  (tmp_path / 'config.json').write_bytes(
+    (file[0].parent / 'config.json').read_bytes()
+  )
+  run = tmp_path / 'run'
+  flags = ['--config.optim.lr=3e-3', '--config.save_every=2ep']
+  assert command(pictures, source, run, *flags, '--config.total=6ep') == 0
+  source.unlink()
+  assert command(pictures, source, run, *flags, '--config.total=8ep') == 0
+  result = json.loads((run / 'result.json').read_text())
+  assert result['metrics']['eval/test/accuracy'] == 1
+  target = tmp_path / 'out' / 'model.safetensors'
+  assert cli.main(['convert', f'--from={run}', f'--to={target}']) == 0
+  picture = str(pictures / 'train' / 'blue' / '0.png')
+  capsys.readouterr()
+  shown = []
+  for flag in (f'--workdir={run}', f'--weights={target}'):
+    assert cli.main(['predict', flag, picture, '--json']) == 0
+    shown.append(capsys.readouterr().out)
+  assert shown[0] == shown[1] and '"blue"' in shown[0]
+  again = f'--data=folder:{pictures}'
+  flags = ['evaluate', f'--weights={target}', again, '--json']
+  assert cli.main(flags) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert (
+    found['accuracy'] == 1
+    and found['count'] == result['metrics']['eval/test/count']
+  )
+
+
+def test_a_run_from_a_run_at_another_size(pictures, file, tmp_path):
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  assert command(pictures, file[0], first, '--config.total=2 steps') == 0
+  flags = ['--config.total=2 steps', '--config.size=24']
+  keep = ['--config.init_head=keep', '--config.optim.lr=0']
+  assert command(pictures, first, second, *flags, *keep) == 0
+  setup, _, params = evaluate.load_run(second, None, raw=True)
+  assert setup.info.size == (24, 24)
+  assert params['positions']['table'].shape == (36, 16)
+  _, _, before = evaluate.load_run(first, None, raw=True)
+  for name in ('head', 'encoder', 'registers'):
+    assert trees.digest(params[name]) == trees.digest(before[name])
+
+
+@pytest.mark.parametrize(
+  'flags, says',
+  [
+    (['--config.init_head=keep'], 'has 5 classes, the data 2'),
+    (['--config.init_from=no.safetensors'], 'no such file of weights'),
+    (['--config.size=18'], 'does not divide the image'),
+  ],
+)
+def test_mistakes(pictures, file, tmp_path, capsys, flags, says):
+  assert command(pictures, file[0], tmp_path / 'run', *flags) == 2
+  err = capsys.readouterr().err
+  assert says in err and 'Traceback' not in err
