@@ -14,8 +14,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import MODELS, ViT
-from vit_jax.models.attention import Attention, dot_product_attention
-from vit_jax.models.attention import LayerNorm
+from vit_jax.models.attention import Attention, LayerNorm, dot_product_attention
 from vit_jax.models.encoder import Block, Layer
 from vit_jax.models.mlp import Mlp
 from vit_jax.models.positions import Positions, sincos1d, sincos2d
@@ -390,7 +389,7 @@ H/16 632,196,840 632,198,120 651,873,000 650,592,000 633,585,640
 So400m/14 413,595,352 413,596,504 428,833,704 427,680,704 414,628,696
 So400m/16 413,802,712 413,803,864 429,041,064 427,888,064 414,836,056 256
 g/14 1,012,608,616 1,012,610,024 1,037,857,384 1,036,448,384 1,014,232,040
-g-opt/16 1,136,375,272 1,136,376,808 1,164,705,256 1,163,168,256 1,138,342,888 256
+g-opt/16 1136375272 1,136,376,808 1,164,705,256 1,163,168,256 1,138,342,888 256
 G/14 1,844,437,352 1,844,439,016 1,882,797,416 1,881,132,416 1,846,781,928
 G-opt/14 1,664,839,144 1,664,840,680 1,699,462,632 1,697,925,632 1,666,806,760
 e/14 3,807,210,728 3,807,212,520 3,875,135,720 3,873,342,720 3,809,965,032

@@ -290,7 +290,8 @@ def error(actual, expected):
 def errors(model, params, size, oracle, style, pool):
   """[block 0, ..., logits]: relative to the largest number there."""
   images = np.random.default_rng(9).normal(size=(2, *size, 3))
-  logits, outputs = model.apply(
+  apply = jax.jit(model.apply, static_argnames='capture')
+  logits, outputs = apply(
     {'params': params}, jnp.float32(images), capture=('tokens',)
   )
   expected, after = oracle(images, style, pool, model.shape.depth)
@@ -374,7 +375,6 @@ def test_tokens_of_each_block_and_logits(tmp_path, name):
   got = errors(model, params, size, Oracle(tensors), style, pool)
   assert max(got) < 1e-4, got
   assert model.classes == case.get('classes', 5)
-  print('ERR', name, max(got))
 
 
 @pytest.mark.parametrize('name', ['vt token', 'bv gap', 'bv map'])
@@ -401,10 +401,17 @@ def test_the_comparison_can_fail(tmp_path, name):
 
 @pytest.mark.parametrize('name', CASES)
 def test_written_and_read_again_bit_for_bit(tmp_path, name):
-  path, _, options = saved(tmp_path, CASES[name])
+  case = CASES[name]
+  path, published, options = saved(tmp_path, case)
   model, params, description = load(path, options)
   fresh = Description('', description.fields, description.preprocessing)
   tensors = write_tensors(google.entries(model, fresh), params)
+  if case['style'] != 'bv-scan' and case != CASES['bv gap']:
+    assert set(tensors) == set(published)
+    for key, array in tensors.items():
+      old = published[key]  # GroupNorms of (1, 1, 1, C) become (C,)
+      assert array.shape == old.shape or ('gn' in key and old.ndim == 4)
+      assert np.array_equal(array, old.reshape(array.shape))
   assert google.config_json(model, fresh) == {}
   files.write(tmp_path / 'again.npz', tensors, {})
   again, read, _ = load(tmp_path / 'again.npz', options)
@@ -422,18 +429,6 @@ def test_written_and_read_again_bit_for_bit(tmp_path, name):
     assert getattr(again, field) == getattr(model, field), field
   if model.pool != 'mean':  # where no table of CLS is, it makes no difference
     assert again.prefix_positions == model.prefix_positions
-
-
-def test_written_names_are_the_published_ones(tmp_path):
-  for name in ('vt token, pre_logits', 'vt R26, 2x1', 'bv map', 'bv tok, 2x5'):
-    path, tensors, options = saved(tmp_path, CASES[name])
-    model, params, found = load(path, options)
-    fresh = Description('', found.fields, found.preprocessing)
-    written = write_tensors(google.entries(model, fresh), params)
-    assert {n: x.shape for n, x in written.items()} == {
-      n: x.shape for n, x in tensors.items()
-    }
-    assert all(np.array_equal(written[n], x) for n, x in tensors.items())
 
 
 def test_a_row_for_cls_before_2022(tmp_path):
@@ -538,9 +533,10 @@ BIG_VISION = {
 def test_counts_of_big_vision(variant):
   name, patch = variant.split('/')
   side = 256 if name == 'g-opt' else 224
-  for pool, expected in zip(
-    ('gap', 'tok', 'map'), BIG_VISION[variant], strict=True
-  ):
+  counts = dict(zip(('gap', 'tok', 'map'), BIG_VISION[variant], strict=True))
+  for pool, expected in counts.items():
+    if pool == 'tok' and name not in ('mu', 'S', 'e'):
+      continue  # gap and D more
     style = 'bv-scan' if pool == 'map' else 'bv'
     tensors = shape_only(
       **size_of(name),

@@ -138,18 +138,18 @@ def of_config(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   """
   from vit_jax import finetune
 
-  config = finetune.adopt(config, Path(os.devnull))
-  data, size, info = config.data, config.size, None
+  full: Any = finetune.adopt(config, Path(os.devnull))
+  data, size, info = full.data, full.size, None
   if data.classes and data.examples and size:
     known = getattr(SOURCES[parse_name(data.name)[0]], 'channels', 3)
     info = DataInfo(
       classes=tuple(map(str, range(data.classes))),
       size=(size, size) if isinstance(size, int) else size,
-      channels=config.channels or known,
+      channels=full.channels or known,
       examples=data.examples,
       fingerprint='',
     )
-  setup = Setup(config, info)
+  setup = Setup(full, info)
   model, info = setup.model, setup.info
   assert isinstance(model, ViT)
   params = shapes(model, info.size, info.channels)

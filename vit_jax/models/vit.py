@@ -124,7 +124,17 @@ class ViT(nn.Module, kw_only=True):
   def check(self, size: tuple[int, int]):
     """Raises UserError unless the fields make a model for images (h, w)."""
     shape = self.shape
-    for field in ('width', 'depth', 'hidden', 'heads', 'unroll', 'registers'):
+    for field in (
+      'width',
+      'depth',
+      'hidden',
+      'heads',
+      'unroll',
+      'registers',
+      'representation',
+      'layer_scale',
+      'epsilon',
+    ):
       if getattr(self, field) < 0:
         raise UserError(f'config.model.{field} = {getattr(self, field)} < 0.')
     for field in ('dropout', 'drop_path', 'patch_dropout'):
@@ -142,8 +152,16 @@ class ViT(nn.Module, kw_only=True):
       raise UserError(
         f"config.model.cls_token = 'no', but pool = {self.pool!r} reads it."
       )
-    if self.distill_token and self.special[0] != 'cls':
+    if self.distill_token and 'cls' not in self.special:
       raise UserError('config.model.distill_token needs a CLS token beside it.')
+    pooled = self.pool in ('cls', 'mean') and self.pool_norm == 'before'
+    if self.distill_token and not pooled:
+      raise UserError(
+        'config.model.distill_token needs the same treatment as the other head: '
+        "pool = 'cls' or 'mean', pool_norm = 'before'."
+      )
+    if self.rope_theta <= 0:
+      raise UserError(f'config.model.rope_theta = {self.rope_theta}: above 0.')
     head_width = shape.width // shape.heads
     if self.positions == 'rope2d' and head_width % 4:
       raise UserError(
@@ -169,7 +187,7 @@ class ViT(nn.Module, kw_only=True):
         nn.initializers.normal(0.02) if count > 1 else nn.initializers.zeros
       )
       table = self.param(name, init, (count, width)).astype(dtype)
-      return jnp.broadcast_to(table, (len(images), count, width))
+      return jnp.broadcast_to(table, (images.shape[0], count, width))
 
     def positioned(x, prefix):
       patches = grid(images.shape[1:3], patch)

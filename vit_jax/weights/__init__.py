@@ -96,6 +96,7 @@ def refit(
   patch: int = 0,
   classes: int | None = None,
   new_head: bool = False,
+  antialias: bool = False,
 ) -> tuple[ViT, dict[str, Any]]:
   """Weights for other images, another patch, other classes.
 
@@ -113,6 +114,7 @@ def refit(
     patch: side of a patch; 0: the same.
     classes: of the new head.
     new_head: makes one.
+    antialias: of the positions, as timm does it and Hugging Face does not.
   """
   size, old = size or native, grid(native, model.patch)
   if patch and patch != model.patch:
@@ -127,7 +129,9 @@ def refit(
     table = params['positions']['table']
     prefix = len(model.special) if model.prefix_positions else 0
     params['positions']['table'] = np.asarray(
-      resize_positions(table, old, new, prefix, kernel='bicubic-torch')
+      resize_positions(
+        table, old, new, prefix, kernel='bicubic-torch', antialias=antialias
+      )
     )
   if new_head:
     model = model.clone(classes=classes or 0)
@@ -202,6 +206,7 @@ def load(
     patch=patch,
     classes=classes,
     new_head=new_head,
+    antialias=name == 'timm',
   )
   leaves = flatten_dict(params, sep='/')
   del params  # leaf by leaf, so that each is let go of once it is placed

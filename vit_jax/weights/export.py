@@ -53,8 +53,7 @@ def _program(
 
   def apply(leaves, images):
     params = {'params': treedef.unflatten(leaves)}
-    # One by one: a model may ask for the number of images as an int.
-    return jax.vmap(lambda image: model.apply(params, image[None])[0])(images)
+    return model.apply(params, images)
 
   (batch,) = jax.export.symbolic_shape('batch')
   leaves = [

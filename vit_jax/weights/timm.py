@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.variants import STEMS
 from vit_jax.models.vit import ViT
-from vit_jax.weights import timm_names as names_of
 from vit_jax.weights.formats import (
   Description,
   Options,
@@ -22,8 +20,10 @@ from vit_jax.weights.formats import (
   size_fields,
 )
 from vit_jax.weights.mapping import Entry
+from vit_jax.weights.timm_args import check, choose
 from vit_jax.weights.timm_entries import all_entries
 from vit_jax.weights.timm_file import TimmFile, find_gelu, find_heads, find_pool
+from vit_jax.weights.timm_names import POOLS
 
 _HALF = (0.5,) * 3
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,8 +53,9 @@ def matches(names: Collection[str]) -> bool:
   return embed and any(block.match(name) for name in names)
 
 
-def _preprocessing(file: TimmFile, size, channels: int) -> Preprocessing:
+def _preprocessing(file: TimmFile, size: tuple[int, int]) -> Preprocessing:
   mean, std, crop = _FAMILIES[file.family]
+  channels = file.channels
   if channels != 3:
     mean, std = (0.5,) * channels, (0.5,) * channels
   crop = 1.0 if crop == 0.9 and size[0] >= 384 else crop
@@ -80,7 +81,7 @@ def _notes(file: TimmFile, fields: Mapping[str, Any]) -> tuple[str, ...]:
   if not file.name:
     notes.append(
       f'no config.json names the architecture: taken for {file.family}, with '
-      f'{fields["heads"]} heads, pool {fields["pool"]!r}, GELU '
+      f'{ViT(**fields).shape.heads} heads, pool {fields["pool"]!r}, GELU '
       f'{fields["gelu"]!r}, epsilon {fields["epsilon"]} and the mean, std and '
       'crop that timm has for it.'
     )
@@ -114,6 +115,48 @@ def _labels(file: TimmFile, classes: int) -> tuple[str, ...]:
   return labels if len(labels) == classes else ()
 
 
+def _sizes(file: TimmFile) -> dict[str, Any]:
+  """Variant, or width, depth, hidden and heads, and what the MLPs are."""
+  width, hidden = file.width, file.shape('blocks.0.mlp.fc2.weight', 2)[1]
+  separate = file.has('blocks.0.mlp.fc1_g.weight')
+  swiglu = separate or (
+    file.shape('blocks.0.mlp.fc1.weight', 2)[0] == 2 * hidden
+  )
+  blocks = {n.split('.')[1] for n in file.tensors if n.startswith('blocks.')}
+  heads = find_heads(file, width, len(blocks), hidden)
+  if width % heads:
+    raise UserError(f'{heads} heads do not divide the width {width}.')
+  stem, patch = file.stem.split('-')[0], file.patch
+  return size_fields(width, len(blocks), hidden, heads, patch, stem) | {
+    'mlp': 'swiglu' if swiglu else 'gelu'
+  }
+
+
+def _fields(file: TimmFile, size: tuple[int, int]) -> dict[str, Any]:
+  has = file.has
+  cls, pool, learned = has('cls_token'), find_pool(file), has('pos_embed')
+  scaled = has('blocks.0.ls1.gamma') or has('blocks.0.gamma_1')
+  small = 1e-5 if file.eva or has('norm_pre.weight') else 1e-6
+  return _sizes(file) | {
+    'classes': file.shape('head.bias', 1)[0] if has('head.bias') else 0,
+    'pool': pool,
+    'cls_token': 'auto' if cls == (pool == 'cls') else 'yes' if cls else 'no',
+    'distill_token': has('dist_token'),
+    'registers': file.registers,
+    'positions': 'learned' if learned else 'rope2d' if file.eva else 'none',
+    'prefix_positions': file.positions()[1],
+    'rope_theta': float(file.said('rope_temperature', 100.0)),
+    'pool_norm': 'after' if has('fc_norm.weight') else 'before',
+    'embed_norm': has('norm_pre.weight'),
+    'gelu': find_gelu(file, size),
+    'epsilon': file.implied.get('eps', small),
+    'qkv_bias': has('blocks.0.attn.qkv.bias') or has('blocks.0.attn.q_bias'),
+    'qk_norm': has('blocks.0.attn.q_norm.weight'),
+    'layer_scale': float(file.args.get('init_values') or 1e-5) * scaled,
+    'stem': 'timm',
+  }
+
+
 def describe(
   tensors: Mapping[str, np.ndarray],
   config: Mapping[str, Any],
@@ -125,59 +168,17 @@ def describe(
     UserError: something only an option can tell, or no model of ours.
   """
   file = TimmFile(tensors, config, options)
-  blocks = {n.split('.')[1] for n in tensors if n.startswith('blocks.')}
-  depth, patch, stem = len(blocks), file.patch(), file.stem
-  width, channels, _, _ = file.shape('patch_embed.proj.weight', 4)
-  if stem:
-    root = 'patch_embed.backbone.' + 'stem.' * bool(STEMS[stem][0])
-    channels = file.shape(f'{root}conv.weight', 4)[1]
-  hidden = file.shape('blocks.0.mlp.fc2.weight', 2)[1]
-  separate = file.has('blocks.0.mlp.fc1_g.weight')
-  swiglu = separate or (
-    file.shape('blocks.0.mlp.fc1.weight', 2)[0] == 2 * hidden
-  )
-  heads = find_heads(file, width, depth, hidden)
-  if width % heads:
-    raise UserError(f'{heads} heads do not divide the width {width}.')
-  grid, prefix_positions = file.positions()
-  default = (256, 256) if file.eva else (224, 224)
+  grid, patch = file.positions()[0], file.patch
   size = (grid[0] * patch, grid[1] * patch) if grid else file.input_size()
-  size, cls, pool = size or default, file.has('cls_token'), find_pool(file)
-  scaled = file.has('blocks.0.ls1.gamma') or file.has('blocks.0.gamma_1')
-  norm = 'after' if file.has('fc_norm.weight') else 'before'
-  small = 1e-5 if file.eva or file.has('norm_pre.weight') else 1e-6
-  sizes = size_fields(width, depth, hidden, heads, patch, stem.split('-')[0])
-  fields = sizes | {
-    'classes': file.shape('head.bias', 1)[0] if file.has('head.bias') else 0,
-    'pool': pool,
-    'cls_token': 'auto' if cls == (pool == 'cls') else 'yes' if cls else 'no',
-    'distill_token': file.has('dist_token'),
-    'registers': file.shape('reg_token', 3)[1] if file.has('reg_token') else 0,
-    'positions': 'learned'
-    if file.has('pos_embed')
-    else 'rope2d'
-    if file.eva
-    else 'none',
-    'prefix_positions': prefix_positions,
-    'rope_theta': float(file.said('rope_temperature', 100.0)),
-    'pool_norm': norm,
-    'embed_norm': file.has('norm_pre.weight'),
-    'mlp': 'swiglu' if swiglu else 'gelu',
-    'gelu': find_gelu(file, width, patch, size),
-    'epsilon': file.implied.get('eps', small),
-    'qkv_bias': file.has('blocks.0.attn.qkv.bias')
-    or file.has('blocks.0.attn.q_bias'),
-    'qk_norm': file.has('blocks.0.attn.q_norm.weight'),
-    'layer_scale': float(file.args.get('init_values') or 1e-5) * scaled,
-    'stem': 'timm',
-  }
+  size = size or ((256, 256) if file.eva else (224, 224))
+  fields = _fields(file, size)
   return Description(
     family=f'timm {file.family}',
     fields=fields,
-    preprocessing=_preprocessing(file, size, channels),
+    preprocessing=_preprocessing(file, size),
     ignored=lambda name: name.startswith(('mask_token', 'decoder_')),
     labels=_labels(file, fields['classes']),
-    notes=_notes(file, {'heads': heads} | fields),
+    notes=_notes(file, fields),
   )
 
 
@@ -187,7 +188,7 @@ def entries(model: ViT, description: Description) -> list[Entry]:
   Raises:
     UserError: timm has nothing like the model.
   """
-  names_of.check(model)
+  check(model)
   return all_entries(model, description)
 
 
@@ -198,8 +199,8 @@ def config_json(model: ViT, description: Description) -> dict[str, Any]:
     UserError: timm has nothing like the model.
   """
   preprocessing = description.preprocessing
-  name, args = names_of.choose(model, preprocessing)
-  names = {ours: theirs for theirs, ours in names_of.POOLS.items()}
+  name, args = choose(model, preprocessing)
+  names = {ours: theirs for theirs, ours in POOLS.items()}
   heads = ['head', 'head_dist'] if model.distill_token else 'head'
   config = {
     'architecture': name,

@@ -158,15 +158,8 @@ def _block(model: ViT, i: int) -> list[Entry]:
       entries.append(one(f'{_BLOCK}/scale{j}', f'{theirs}.{name}', layer=i))
   if model.qkv_bias and eva:
     for name in ('query', 'value'):
-      entries.append(
-        one(
-          f'{ours}/{name}/bias',
-          f'{theirs}.attn.{name[0]}_bias',
-          lambda x: x.reshape(heads, -1),
-          np.ravel,
-          i,
-        )
-      )
+      bias = f'{ours}/{name}/bias', f'{theirs}.attn.{name[0]}_bias'
+      entries.append(one(*bias, lambda x: x.reshape(heads, -1), np.ravel, i))
     shape = (heads, model.shape.width // heads)
     why = "timm's DINOv3 has no bias of the keys"
     entries.append(_zero(f'{ours}/key/bias', shape, why, i))

@@ -122,11 +122,30 @@ class TimmFile:
       signs['FlexiViT'] = not self.positions()[1]
     return next((name for name, holds in signs.items() if holds), 'ViT')
 
+  @property
   def patch(self) -> int:
+    """Side in pixels of what a token sees."""
     _, _, p, q = self.shape('patch_embed.proj.weight', 4)
     if p != q:
       raise UserError(f'patches of {p}x{q} are not square.')
     return p * STEMS[self.stem][1]
+
+  @property
+  def width(self) -> int:
+    return self.shape('patch_embed.proj.weight', 4)[0]
+
+  @property
+  def channels(self) -> int:
+    """Of the images."""
+    name, stem = 'patch_embed.proj.weight', self.stem
+    if stem:
+      root = 'stem.' if STEMS[stem][0] else ''
+      name = f'patch_embed.backbone.{root}conv.weight'
+    return self.shape(name, 4)[1]
+
+  @property
+  def registers(self) -> int:
+    return self.shape('reg_token', 3)[1] if self.has('reg_token') else 0
 
   def input_size(self) -> tuple[int, int] | None:
     """(h, w) as config.json has it."""
@@ -141,10 +160,9 @@ class TimmFile:
     if not self.has('pos_embed'):
       return self.options.grid, True
     prefix = sum(self.has(name) for name in ('cls_token', 'dist_token'))
-    if self.has('reg_token'):
-      prefix += self.shape('reg_token', 3)[1]
+    prefix += self.registers
     length, size = self.shape('pos_embed', 3)[1], self.input_size()
-    patch = self.patch()
+    patch = self.patch
     stated = self.options.grid or (
       size and (size[0] // patch, size[1] // patch)
     )
@@ -172,6 +190,7 @@ class TimmFile:
 
 
 def find_heads(file: TimmFile, width: int, depth: int, hidden: int) -> int:
+  """Stated, the architecture's, or of such a size in timm."""
   heads = file.options.heads or file.args.get('num_heads', 0)
   same = file.implied.get('embed_dim') == width or 'embed_dim' in file.args
   if not heads and same:
@@ -187,6 +206,7 @@ def find_heads(file: TimmFile, width: int, depth: int, hidden: int) -> int:
 
 
 def find_pool(file: TimmFile) -> str:
+  """Stated, the architecture's where its norm fits, or timm's default."""
   stated = file.args.get('global_pool', file.config.get('global_pool'))
   after = file.has('fc_norm.weight')
   if stated is None and file.implied.get('fc_norm') == after:
@@ -206,15 +226,14 @@ def find_pool(file: TimmFile) -> str:
   return 'cls' if cls and not (after or file.eva) else 'mean'
 
 
-def find_gelu(
-  file: TimmFile, width: int, patch: int, size: tuple[int, int]
-) -> str:
+def find_gelu(file: TimmFile, size: tuple[int, int]) -> str:
+  """The flavour, timm's for such a file where nothing is stated."""
   act = file.said('act_layer')
   if act is None:
     act = 'gelu'
     if file.family == 'SigLIP':
-      row = [n for n, (w, *_) in names_of.SIZES.items() if w == width]
-      act = names_of.siglip_act((row or [''])[0], patch, size[0])
+      row = [n for n, (w, *_) in names_of.SIZES.items() if w == file.width]
+      act = names_of.siglip_act((row or [''])[0], file.patch, size[0])
   if act not in names_of.GELUS:
     raise UserError(f'act_layer = {act!r} is none that is known here.')
   return names_of.GELUS[act]

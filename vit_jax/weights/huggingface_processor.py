@@ -1,0 +1,129 @@
+"""How transformers prepares pictures: preprocessor_config.json, both ways."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.weights.formats import Preprocessing
+
+_HALF = (0.5,) * 3, (0.5,) * 3
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of the processors that models of a family come with: mean and standard
+# deviation, interpolation, mode, crop.
+_FAMILIES = {
+  'vit': (_HALF, 'bilinear', 'squash', 1.0),
+  'dinov2': (_IMAGENET, 'bicubic', 'center', 224 / 256),
+  'dinov3': (_IMAGENET, 'bilinear', 'squash', 1.0),
+  'siglip': (_HALF, 'bicubic', 'squash', 1.0),
+}
+_RESAMPLE = {2: 'bilinear', 3: 'bicubic', 4: 'area'}  # Pillow's numbers
+
+
+def beside(path: Path | None) -> dict[str, Any] | None:
+  """The preprocessor_config.json beside a file, if there is one.
+
+  Raises:
+    UserError: it is not JSON.
+  """
+  file = path.parent / 'preprocessor_config.json' if path else None
+  if file is None or not file.is_file():
+    return None
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise UserError(f'{file} is not JSON: {error}') from error
+
+
+def _sides(size: Any) -> tuple[int, int]:
+  if isinstance(size, dict):
+    return size['height'], size['width']
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def preprocessing(
+  family: str, size: tuple[int, int], channels: int, saved: dict | None
+) -> tuple[Preprocessing, tuple[str, ...]]:
+  """What a model of `family` was trained to see, and notes on it.
+
+  Args:
+    family: of _FAMILIES; its values stand where `saved` has none.
+    size: (h, w) of the pictures that the positions are for.
+    channels: of the pictures.
+    saved: the preprocessor_config.json.
+  """
+  (mean, std), kernel, mode, crop = _FAMILIES[family]
+  notes = []
+  if saved is None:
+    saved = {}
+    notes.append(
+      'there is no preprocessor_config.json: pictures are prepared as usual '
+      f'for {family}.'
+    )
+  if 'resample' in saved:
+    if saved['resample'] not in _RESAMPLE:
+      notes.append(
+        f'resample {saved["resample"]} is unknown: {kernel} instead.'
+      )
+    kernel = _RESAMPLE.get(saved['resample'], kernel)
+  full = saved.get('size', {})
+  cropped = (
+    saved.get('crop_size', full) if saved.get('do_center_crop') else full
+  )
+  seen = None
+  if isinstance(full, dict) and 'shortest_edge' in full:
+    seen = _sides(cropped) if cropped is not full else None
+    crop = min(seen or size) / full['shortest_edge'] if seen else 1.0
+    mode = 'center'
+  elif full:
+    seen, mode, crop = _sides(full), 'squash', 1.0
+  if seen and seen != size:
+    notes.append(
+      f'pictures were {seen[0]}x{seen[1]}, the positions are for '
+      f'{size[0]}x{size[1]}: load with size={seen} for the same.'
+    )
+  mean, std = saved.get('image_mean', mean), saved.get('image_std', std)
+  if saved.get('do_normalize') is False:
+    mean, std = (0.0,) * channels, (1.0,) * channels
+  # Pixels times the factor, for us over 255.
+  scale = 255 * saved.get('rescale_factor', 1 / 255)
+  if saved.get('do_rescale') is False:
+    scale = 255.0
+  if abs(scale - 1) > 1e-6:
+    mean, std = [x / scale for x in mean], [x / scale for x in std]
+  if len(mean) != channels:
+    mean, std = [mean[0]] * channels, [std[0]] * channels
+  found = Preprocessing(
+    size=size,
+    mean=tuple(float(x) for x in mean),
+    std=tuple(float(x) for x in std),
+    interpolation=kernel,
+    crop=float(crop),
+    mode=mode,
+  )
+  return found, tuple(notes)
+
+
+def processor_json(preprocessing: Preprocessing) -> dict[str, Any]:
+  """A preprocessor_config.json: AutoImageProcessor then does as we do."""
+  h, w = preprocessing.size
+  numbers = {name: number for number, name in _RESAMPLE.items()}
+  result = {
+    'do_resize': True,
+    'resample': numbers[preprocessing.interpolation],
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': list(preprocessing.mean),
+    'image_std': list(preprocessing.std),
+  }
+  if preprocessing.mode == 'squash':
+    size = {'height': h, 'width': w}
+    return {'image_processor_type': 'ViTImageProcessor', 'size': size, **result}
+  return {
+    'image_processor_type': 'BitImageProcessor',
+    'do_center_crop': True,
+    'size': {'shortest_edge': int(max(h, w) / preprocessing.crop)},
+    'crop_size': {'height': h, 'width': w},
+    **result,
+  }
