@@ -157,7 +157,7 @@ class ViT(nn.Module, kw_only=True):
     pooled = self.pool in ('cls', 'mean') and self.pool_norm == 'before'
     if self.distill_token and not pooled:
       raise UserError(
-        'config.model.distill_token needs the same treatment as the other head: '
+        'config.model.distill_token is treated as CLS is: '
         "pool = 'cls' or 'mean', pool_norm = 'before'."
       )
     if self.rope_theta <= 0:

@@ -146,6 +146,23 @@ def _pool(heads: int) -> list[Entry]:
   ]
 
 
+def _cls(width: int, registers: int, layout: Layout) -> Entry:
+  """The CLS token; written with what the library wants but no inference uses."""
+  more = {}
+  if layout.mask_token:
+    shape = (1, width) if layout.family == 'dinov2' else (1, 1, width)
+    more['embeddings.mask_token'] = np.zeros(shape, np.float32)
+    if not registers:
+      empty = np.zeros((1, 0, width), np.float32)
+      more['embeddings.register_tokens'] = empty
+  return Entry(
+    ('cls',),
+    ('embeddings.cls_token', *more),
+    lambda arrays: [arrays[0].squeeze(0)],
+    lambda arrays: [arrays[0][None], *more.values()],
+  )
+
+
 def _embed(model: ViT, layout: Layout) -> list[Entry]:
   patch, width = model.patch, model.shape.width
 
@@ -163,17 +180,7 @@ def _embed(model: ViT, layout: Layout) -> list[Entry]:
     one('embed/linear/bias', bias),
   ]
   if 'cls' in model.special:
-    cls = _row('cls', 'embeddings.cls_token')
-    if layout.mask_token:
-      shape = (1, width) if layout.family == 'dinov2' else (1, 1, width)
-      zeros = np.zeros(shape, np.float32)
-      cls = dataclasses.replace(
-        cls,
-        theirs=(*cls.theirs, 'embeddings.mask_token'),
-        read=lambda arrays: [arrays[0].squeeze(0)],
-        write=lambda arrays: [arrays[0][None], zeros],
-      )
-    result.append(cls)
+    result.append(_cls(width, model.registers, layout))
   if model.registers:
     result.append(_row('registers', 'embeddings.register_tokens'))
   if model.positions == 'learned':

@@ -152,8 +152,10 @@ class TimmFile:
     size = self.args.get('img_size')
     if size is None and 'input_size' in self.data:
       size = self.data['input_size'][1:]
-    size = (size, size) if isinstance(size, int) else size
-    return size and tuple(size)
+    if size is None:
+      return None
+    h, w = (size, size) if isinstance(size, int) else size
+    return h, w
 
   def positions(self) -> tuple[tuple[int, int] | None, bool]:
     """The grid of the table of positions, and whether CLS etc. have some."""
