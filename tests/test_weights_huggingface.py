@@ -269,8 +269,8 @@ def test_the_comparison_can_fail(tmp_path, name):
   assert first_apart(run_ours(model, params, x), there)[0] == 'block 1'
 
 
-# From ../shared/reference/numbers.md, 12a to 12c; timm's DINOv3 has no biases of
-# queries and values, its DINOv2 with registers no position of CLS.
+# From ../shared/reference/numbers.md, 12a to 12c; timm's DINOv3 has no biases
+# of queries and values, its DINOv2 with registers no position of CLS.
 COUNTS = {
   'ViT-B/16': (
     'ViTForImageClassification',
@@ -487,6 +487,27 @@ def test_key_biases_that_are_not_there_are_zero(tmp_path):
   files.write(tmp_path / 'model.safetensors', rest, config)
   with pytest.raises(UserError, match='layer.1.attention.k_proj.bias'):
     load(tmp_path)
+
+
+def test_classifiers_of_dinov2_read_cls_and_mean(tmp_path):
+  """In this order, and registers are no part of the mean."""
+  fields = {'pool': 'cls_mean', 'layer_scale': 1.0, 'registers': 2}
+  params, tensors = written(tmp_path, **fields, width=8, hidden=16)
+  assert tensors['classifier.weight'].shape == (3, 16)
+  model, _, _ = load(tmp_path)
+  x = jnp.asarray(images((8, 8)))
+  logits = model.apply({'params': params}, x)
+  assert model.pool == 'cls_mean'
+  head = params.pop('head')['linear']
+
+  def pooled(pool):
+    other = model.clone(pool=pool, cls_token='yes', classes=0)
+    return other.apply({'params': params}, x)
+
+  both = np.concatenate([pooled('cls'), pooled('mean')], 1)
+  np.testing.assert_allclose(pooled('cls_mean'), both, rtol=1e-6)
+  expected = both @ head['kernel'] + head['bias']
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_tower_of_a_larger_model(tmp_path):

@@ -22,20 +22,18 @@ from vit_jax.errors import UserError, check_choice
 from vit_jax.models.patches import grid
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
-from vit_jax.weights import files, native
+from vit_jax.weights import files, google, huggingface, native, timm
 from vit_jax.weights.formats import Description, Options, Preprocessing
 from vit_jax.weights.mapping import abstract_params, read_params, write_tensors
 from vit_jax.weights.resample import resize_patches, resize_positions
 
 # Tried in this order: the first whose names they are.
-FORMATS = {'vit_jax': native}
-for _name in ('google', 'timm', 'huggingface'):  # TEMPORARY, being written
-  try:
-    FORMATS[_name] = __import__(f'vit_jax.weights.{_name}', fromlist=['x'])
-  except ImportError:
-    pass
-
-
+FORMATS = {
+  'vit_jax': native,
+  'google': google,
+  'timm': timm,
+  'huggingface': huggingface,
+}
 HEADS = ('head', 'distill_head')
 _NONE = Options()
 

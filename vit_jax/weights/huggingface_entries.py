@@ -147,7 +147,7 @@ def _pool(heads: int) -> list[Entry]:
 
 
 def _cls(width: int, registers: int, layout: Layout) -> Entry:
-  """The CLS token; written with what the library wants but no inference uses."""
+  """The CLS token; written with what the library asks for but does not use."""
   more = {}
   if layout.mask_token:
     shape = (1, width) if layout.family == 'dinov2' else (1, 1, width)
