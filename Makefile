@@ -25,7 +25,15 @@ install-dev: .venv/installed-dev
 test: install-dev lint
 	$(BIN)/python -m pytest
 
-test-slow: install-dev
+# torch first and pinned: the CPU build. timm without its dependencies: it wants
+# torchvision, which has no CPU build to go with it (tests/torch_reference.py).
+.venv/installed-slow: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt transformers==5.23.0 torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
+	touch $@
+
+test-slow: .venv/installed-slow
 	$(BIN)/python -m pytest -m slow
 
 lint: install-dev

@@ -1,6 +1,6 @@
 """What formats of weights ask of a file and of a model."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,15 @@ def shape_of(
   return shape
 
 
-def square(name: str, side: tuple[int, int]) -> int:
+def square(name: str, side: Sequence[int]) -> int:
   """The side of a patch.
 
   Raises:
     UserError: it is not square.
   """
-  if side[0] != side[1]:
+  if len(side) != 2 or side[0] != side[1]:
     raise UserError(
-      f'{name}: patches of {side[0]}x{side[1]}, and not of a square.'
+      f'{name}: patches of {"x".join(map(str, side))}, and not of a square.'
     )
   return side[0]
 

@@ -64,7 +64,9 @@ def _stem(names: Collection[str]) -> tuple[str, int]:
   raise UserError(f'a stem of {stages} units in its stages is none of ours.')
 
 
-def _architecture(names: Names, stem: str, big: bool, pool: str, head: bool):
+def _architecture(
+  names: Names, stem: str, big: bool, pool: str, head: bool
+) -> tuple[str, dict[str, Any], tuple[str, ...]]:
   """What to call it, how it sees pictures, and what remains to be said."""
   if stem:
     family = 'vision_transformer hybrid'
@@ -128,7 +130,7 @@ def describe(
   names = Names(prefix, numbers, table or TABLES[2], scanned)
   stem, stride = _stem(inside)
   *patch, channels, width = shape('embedding/kernel', 4)
-  patch = stride * square('embedding/kernel', tuple(patch))
+  patch = stride * square('embedding/kernel', patch)
   channels = shape('conv_root/kernel', 4)[2] if stem else channels
   heads, _ = block(f'MultiHeadDotProductAttention_{numbers[1]}/query/bias', 2)
   (hidden,) = block(f'MlpBlock_{numbers[3]}/Dense_0/bias')

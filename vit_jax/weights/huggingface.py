@@ -22,7 +22,13 @@ from vit_jax.weights.formats import (
 )
 from vit_jax.weights.huggingface_config import GELU, config_json, tower
 from vit_jax.weights.huggingface_entries import entries
-from vit_jax.weights.huggingface_names import QKV, Found, Layout, layouts
+from vit_jax.weights.huggingface_names import (
+  QKV,
+  Family,
+  Found,
+  Layout,
+  layouts,
+)
 from vit_jax.weights.huggingface_processor import processor_json
 
 __all__ = ['matches', 'describe', 'entries', 'config_json', 'processor_json']
@@ -47,10 +53,11 @@ class _File:
       prefixes = [layout.prefix for layout in found]
       raise UserError(f'more than one model in the file, under {prefixes}.')
     self.layout: Layout = found[0]
-    self.family, self.prefix = found[0].family, found[0].prefix
+    self.family: Family = found[0].family
+    self.prefix = found[0].prefix
     self.config = tower(config, self.family)
     self.notes: list[str] = []
-    self.unused = list(_UNUSED)  # below the prefix
+    self.unused: list[str] = [*_UNUSED]  # below the prefix
     if not config:
       self.notes.append(
         'there is no config.json: LayerNorm epsilon and GELU are those usual '
@@ -115,14 +122,15 @@ class _File:
 
   def size(self, patch: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     """(h, w) of the pictures that the positions are for."""
-    saved = self.config.get('image_size')
-    sides = (saved, saved) if isinstance(saved, int) else saved
+    saved, known = self.config.get('image_size'), None
+    if saved:
+      h, w = (saved, saved) if isinstance(saved, int) else saved
+      known = (h // patch, w // patch)
     if self.family == 'dinov3':
-      if not (grid or sides):
+      if not (grid or known):
         self.notes.append('the size of pictures is in no file: 224 is assumed.')
-      grid = grid or tuple(side // patch for side in sides or (224, 224))
+      grid = grid or known or (224 // patch, 224 // patch)
     else:
-      known = tuple(side // patch for side in sides) if sides else None
       cls = self.family != 'siglip'
       rows = self.shape(self.layout.table, 3 if cls else 2)[-2]
       grid = table_grid(rows, int(cls), grid, known)
@@ -145,7 +153,7 @@ def describe(
   file = _File(tensors, config)
   layout, family, known = file.layout, file.family, file.config
   width, channels, *patch = file.shape(f'{layout.embed}.weight', 4)
-  patch = square(layout.embed, tuple(patch))
+  patch = square(layout.embed, patch)
   depth, (gated, hidden) = file.depth(), file.mlp()
   heads = options.heads or known.get('num_attention_heads', 0)
   heads = standard_heads(width, depth, hidden, heads)

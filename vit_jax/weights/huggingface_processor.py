@@ -65,7 +65,8 @@ def preprocessing(
       notes.append(
         f'resample {saved["resample"]} is unknown: {kernel} instead.'
       )
-    kernel = _RESAMPLE.get(saved['resample'], kernel)
+    else:
+      kernel = _RESAMPLE[saved['resample']]
   full = saved.get('size', {})
   cropped = (
     saved.get('crop_size', full) if saved.get('do_center_crop') else full
@@ -123,7 +124,7 @@ def processor_json(preprocessing: Preprocessing) -> dict[str, Any]:
   return {
     'image_processor_type': 'BitImageProcessor',
     'do_center_crop': True,
-    'size': {'shortest_edge': int(max(h, w) / preprocessing.crop)},
+    'size': {'shortest_edge': round(max(h, w) / preprocessing.crop)},
     'crop_size': {'height': h, 'width': w},
     **result,
   }
