@@ -10,7 +10,13 @@ import vit_jax as package
 from vit_jax import cli
 from vit_jax.data.ops import OPS
 
-PAGES = ['README.md', 'docs/tour.md', 'docs/architecture.md', 'docs/config.md']
+PAGES = [
+  'README.md',
+  'docs/tour.md',
+  'docs/architecture.md',
+  'docs/config.md',
+  'docs/weights.md',
+]
 
 
 def blocks(text, language):
@@ -25,6 +31,25 @@ def test_python_snippets_run(root, page, monkeypatch):
   assert snippets or page == 'README.md'
   for snippet in snippets:
     exec(compile(snippet, page, 'exec'), scope)
+
+
+def test_the_shown_config_is_the_recipe(root):
+  code = (root / 'configs' / 'digits.py').read_text()
+  shown = blocks((root / 'README.md').read_text(), 'python')
+  assert code[code.index('from vit_jax') :].strip() in [
+    x.strip() for x in shown
+  ]
+
+
+def test_shapes_are_checked():
+  """The import hook of conftest is on: a wrong shape is an error."""
+  import jax.numpy as jnp
+  from jaxtyping import TypeCheckError
+
+  from vit_jax.models.patches import patchify
+
+  with pytest.raises(TypeCheckError):
+    patchify(jnp.zeros((4, 4, 3)), 2)
 
 
 def test_a_false_snippet_would_fail():

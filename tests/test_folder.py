@@ -458,7 +458,7 @@ def test_too_many_pixels(tmp_path, monkeypatch):
     (
       many('train/', 2) | {'test/cat/x.txt': b''},
       'test',
-      "split 'test' of {0} has no pictures",
+      "split 'test': no pictures in {0}/test.",
     ),
     (many('', 9), 'val', "split 'val': {0} has no folder 'val', only test, tr"),
     (many('train/', 2) | many('val/', 2), 'tset', "no folder 'tset', only tes"),

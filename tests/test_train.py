@@ -1,6 +1,7 @@
 """Runs: files, resume bit by bit, signals, kills, damage, locks, evaluation."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -289,3 +290,53 @@ def test_a_signal_before_the_first_step(tmp_path, root, small_flags):
   process.send_signal(signal.SIGINT)
   code, output = _end(process)
   assert code == 75 and 'Traceback' not in output, output
+
+
+def test_a_smaller_total_than_done_is_refused(whole, tmp_path, small_config):
+  config, _ = whole
+  assert train.run(config, tmp_path, StopAt(tmp_path, 4)) == 75
+  with pytest.raises(UserError, match='but the run in .* has done'):
+    train.run(small_config(total='2 steps'), tmp_path)
+  assert not (tmp_path / 'result.json').exists()
+
+
+def test_the_best_is_kept_whatever_the_cadences(tmp_path, small_config):
+  config = small_config(eval_every='5 steps', save_every='7 steps')
+  assert train.run(config, tmp_path) == train.FINISHED
+  result = json.loads((tmp_path / 'result.json').read_text())
+  steps = checkpoint.Checkpoints(tmp_path / 'checkpoints').steps()
+  assert result['best']['eval/test/accuracy']['step'] in steps
+
+
+def test_a_run_on_many_devices_is_evaluated_on_these(tmp_path, small_config):
+  config = small_config(mesh__data='2', mesh__fsdp='4', total='2 steps')
+  assert train.run(config, tmp_path) == train.FINISHED
+  saved = json.loads((tmp_path / 'config.json').read_text())
+  saved['mesh'] = {'data': 64, 'fsdp': 2, 'tensor': 1}  # that are not here
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  assert evaluate.run(*opened(tmp_path))['count'] == 360
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path, root, small_flags):
+  """Up to eight kills, some in a save: the end is the same, bit for bit."""
+  flags = [
+    *small_flags,
+    '--config.total=120 steps',
+    '--config.save_every=2 steps',
+  ]
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  code, output = _end(_start(root, whole, flags))
+  assert code == 0, output
+  seed = int(time.time())
+  print('seed', seed)
+  rng = random.Random(seed)
+  for _ in range(8):
+    process = _start(root, broken, flags)
+    time.sleep(rng.uniform(3, 9))
+    process.kill()
+    if _end(process)[0] == 0:
+      break
+  code, output = _end(_start(root, broken, flags))
+  assert code == 0, output
+  assert digest_of(whole) == digest_of(broken)

@@ -5,6 +5,7 @@ A checkpoint is a folder `checkpoints/STEP` with the items `params`, `ema`,
 after loading, so that a flipped byte, a cast or a missing leaf is refused.
 """
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from vit_jax.errors import UserError
 from vit_jax.step import TrainState
 
 ITEMS = ('params', 'ema', 'optimizer')
+
+
+def _free(folder: Path, name: str) -> Path:
+  """A path that does not exist yet: NAME, NAME.2, NAME.3, ..."""
+  names = itertools.chain([name], (f'{name}.{i}' for i in itertools.count(2)))
+  return next(p for p in map(folder.joinpath, names) if not p.exists())
 
 
 class Damaged(Exception):
@@ -86,6 +93,8 @@ class Checkpoints:
         step, {**abstract, 'meta': None}
       )
       digests = loaded.pop('meta')['digests']
+    except MemoryError:
+      raise
     except Exception as error:  # orbax raises many kinds for a damaged folder
       raise Damaged(f'{type(error).__name__}: {error}') from error
     for name, item in loaded.items():
@@ -113,19 +122,18 @@ class Checkpoints:
         + '.'
       )
     wanted = steps[::-1] if step is None else [step]
+    why = ''
     for number in wanted:
       try:
         return number, self._load(number, abstract)
       except Damaged as error:
-        logging.error(
-          '%s: the checkpoint is damaged (%s)',
-          self._directory / str(number),
-          ' '.join(str(error).split())[:300],
-        )
+        why = ' '.join(str(error).split())[:300]
+        path = self._directory / str(number)
+        logging.error('%s: the checkpoint is damaged (%s)', path, why)
     if wanted:
       raise UserError(
         f'{self._directory}: no checkpoint is sound among '
-        f'{", ".join(map(str, wanted))}. Remove the folder to start again.'
+        f'{", ".join(map(str, wanted))} ({why}).'
       )
     return None
 
@@ -137,7 +145,7 @@ class Checkpoints:
     self._checkpointer.close()
     for number in later:
       path = self._directory / str(number)
-      path.rename(self._directory.parent / f'damaged-checkpoint-{number}')
+      path.rename(_free(self._directory.parent, f'damaged-checkpoint-{number}'))
     self._open()
 
 

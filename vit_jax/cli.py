@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.signals import Interrupted, Stop
+from vit_jax.signals import Stop
 
 Overrides = list[tuple[str, str]]
 
@@ -57,7 +57,7 @@ def _cache_compilations():
 
 
 def _train(args: argparse.Namespace) -> int:
-  stop = Stop().catch()
+  stop = args.stop.catch()
   from vit_jax import train
 
   return train.run(_load_config(args), args.workdir, stop)
@@ -263,7 +263,7 @@ def _unknown(words: Sequence[str], args: argparse.Namespace) -> NoReturn:
   )
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], stop: Stop) -> int:
   rest, overrides = _split_overrides(argv)
   parser = _parser()
   args, unknown = parser.parse_known_args(rest)
@@ -274,23 +274,30 @@ def _run(argv: Sequence[str]) -> int:
     return 0
   if overrides and args.command not in ('train', 'inspect'):
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
-  args.overrides = overrides
+  args.overrides, args.stop = overrides, stop
   _cache_compilations()
   return args.function(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command and returns its exit code; see docs/cli.md."""
+  """Runs a command; returns 0, 2 (a mistake), 75 (interrupted) or raises."""
   argv = sys.argv[1:] if argv is None else argv
+  stop = Stop()
   try:
-    return _run(argv)
+    return _run(argv, stop)
   except UserError as error:
     if '--debug' in argv:
       raise
     print(f'vit_jax: {error}', file=sys.stderr)
     return 2
-  except Interrupted as signal:
-    print(f'vit_jax: {signal} before the first step', file=sys.stderr)
-    return 75
+  except BrokenPipeError:  # `| head` has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except KeyboardInterrupt:
     return 130
+  except BaseException:
+    # Whatever an import makes of the signal that struck in it.
+    if not stop.requested or stop.armed:
+      raise
+    print(f'vit_jax: {stop.requested} before the first step', file=sys.stderr)
+    return 75

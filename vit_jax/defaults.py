@@ -31,7 +31,7 @@ class Defaults:
   size: int | tuple[int, int] = 0  # image side or (h, w); 0: the source's own
   channels: int = 0  # 1 or 3; 0: the source's own
   mesh: Mesh = Mesh()
-  accumulate: int = 1  # micro-batches a step; the update is the same
+  accumulate: int = 1  # micro-batches a step; the same update but for dropout
   ema: float = 0.0  # decay of the averaged parameters; 0: none
   eval_every: str = '5ep'
   save_every: str = '5ep'
@@ -42,8 +42,9 @@ class Defaults:
   deterministic: bool = True  # ask GPU compilers for reproducible kernels
 
 
-# What may differ when a run is resumed: none of it changes what is computed,
-# but `total`, which continues a finished run (and stretches its schedule).
+# What may differ when a run is resumed: how it is computed and written, not
+# what is (but for rounding, and for dropout under another `accumulate`); and
+# `total`, which continues a finished run and stretches its schedule.
 RESUMABLE = (
   'total',
   'mesh',
@@ -51,6 +52,7 @@ RESUMABLE = (
   'eval_every',
   'save_every',
   'log_every',
+  'on_nonfinite',
 )
 
 

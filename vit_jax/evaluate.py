@@ -40,6 +40,12 @@ def load_run(
   saved = read_json(workdir / 'config.json')
   if saved is None:
     raise UserError(f'--workdir={workdir} holds no run (no config.json).')
+  if not (workdir / 'checkpoints').is_dir():
+    raise UserError(f'--workdir={workdir} has no checkpoint yet.')
+  # On the devices that are here, whatever the run was trained on.
+  devices = jax.device_count()
+  saved['mesh'], saved['accumulate'] = {}, 1
+  saved['batch_size'] = -(-saved['batch_size'] // devices) * devices
   setup = Setup(config_lib.resolve(saved), read_data_info(workdir))
   averaged = setup.abstract_state.ema is not None and not raw
   item = 'ema' if averaged else 'params'

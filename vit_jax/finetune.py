@@ -78,7 +78,7 @@ def ops_of(preprocessing: Preprocessing) -> tuple[str, ...]:
   normalize = f'normalize({preprocessing.mean}, {preprocessing.std})'
   if preprocessing.mode == 'squash':
     return ('decode', f"resize('{kernel}')", normalize)
-  side = int(max(size) / preprocessing.crop)
+  side = round(min(size) / preprocessing.crop)
   small = f"resize_small({side}, '{kernel}')"
   return ('decode', small, 'central_crop', normalize)
 

@@ -5,6 +5,8 @@ steps: next batch (data/loader.py), train step (step.py), and on their cadences
 metrics (writers.py), evaluation (evaluate.py) and checkpoints.
 """
 
+import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,16 @@ class Cadence:
 class Log:
   """Metrics one step late: those of step t are fetched while t + 1 runs."""
 
-  def __init__(self, setup: Setup, writers: Writers, terminal: Terminal):
+  def __init__(
+    self, setup: Setup, writers: Writers, terminal: Terminal, begun: float
+  ):
     self._setup, self._writers, self._terminal = setup, writers, terminal
     self._cadence = Cadence(setup, 'log_every')
     self._pending: tuple[int, Any] | None = None
-    self._begun = self._since = time.perf_counter()
+    self._begun, self._since = begun, time.perf_counter()
     self._before = writers.elapsed
-    self._waited, self._steps, self.skipped = 0.0, 0, 0
+    self._waited, self._steps = 0.0, 0
+    self.skipped = int(writers.last('train/skipped') or 0)
 
   @property
   def elapsed(self) -> float:
@@ -82,6 +87,10 @@ class Log:
     self._terminal.advance(step, line, left)
     self.restart_clock()
 
+  def say(self, text: str):
+    """A line that stays."""
+    self._terminal.say(text)
+
   def restart_clock(self):
     """Leaves what happened since the last step out of images per second."""
     self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
@@ -91,10 +100,19 @@ class Log:
     if self._setup.config.on_nonfinite == 'halt':
       raise UserError(
         f'step {step}: the loss or its gradient is not finite. Lower '
-        'config.optim.lr, lengthen config.optim.warmup, or set '
-        "config.on_nonfinite='skip'. The last checkpoint is sound."
+        'config.optim.lr or lengthen config.optim.warmup, in another workdir; '
+        'or go on in this one with --config.on_nonfinite=skip. Nothing that is '
+        'not finite was saved.'
       )
     self._terminal.say(f'step {step}: not finite, skipped')
+
+
+def _best_before(setup: Setup, writers: Writers) -> float:
+  if not setup.evaluations:
+    return -math.inf
+  name = f'eval/{setup.evaluations[0]}/{setup.task.best}'
+  scores = [line[name] for line in writers.kept if line.get(name) is not None]
+  return max(scores, default=-math.inf)
 
 
 def _finish(path: Path, setup: Setup, state: Any, seconds: float) -> dict:
@@ -104,7 +122,7 @@ def _finish(path: Path, setup: Setup, state: Any, seconds: float) -> dict:
   for line in lines:
     final |= {k: v for k, v in line.items() if k != 'step'}
     for name, value in line.items():
-      if name.startswith('eval/') and name.endswith(metric):
+      if re.fullmatch(f'eval/.*{metric}', name) and value is not None:
         record = {'value': value, 'step': line['step']}
         best[name] = max(
           best.get(name, record), record, key=lambda r: r['value']
@@ -126,7 +144,7 @@ def _report(path: Path, result: dict, terminal: Terminal):
   shown = [
     f'{name} {value:.4f}'
     for name, value in result['metrics'].items()
-    if name.startswith('eval/') and not name.endswith('count')
+    if name.startswith('eval/') and isinstance(value, float)
   ]
   terminal.say(
     f'finished {result["steps"]} steps in {result["seconds"]:.0f} s: '
@@ -155,14 +173,15 @@ def run(
   Raises:
     UserError: a mistake in the config, the data or the workdir.
   """
+  begun = time.perf_counter()
   config = finetune.adopt(config, path)
   setup = Setup(config)
   with workdir.locked(path):
     workdir.check_resumable(path, config)
-    return _run(setup, path, stop or Stop())
+    return _run(setup, path, stop or Stop(), begun)
 
 
-def _run(setup: Setup, path: Path, stop: Stop) -> int:
+def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
   done = workdir.read_json(path / 'result.json')
   if done and done['steps'] >= setup.total:
     terminal = Terminal(setup.total, setup.total)
@@ -175,10 +194,10 @@ def _run(setup: Setup, path: Path, stop: Stop) -> int:
   workdir.write_provenance(path, setup.info)
   workdir.write_json(path / 'config.json', config_lib.to_json(setup.config))
   with jax.set_mesh(setup.mesh):
-    return _loop(setup, path, stop, batches, evaluations)
+    return _loop(setup, path, stop, begun, batches, evaluations)
 
 
-def _evaluate_all(setup, evaluations, state, step, writers, terminal):
+def _evaluate_all(setup, evaluations, state, step, writers, log) -> float:
   """Writes the metrics of each split; returns what picks the best."""
   best = None
   for name, loader in evaluations.items():
@@ -186,27 +205,35 @@ def _evaluate_all(setup, evaluations, state, step, writers, terminal):
     metrics = evaluate(setup, loader, state.averaged)
     line = {f'eval/{name}/{key}': value for key, value in metrics.items()}
     line[f'time/eval_{name}'] = time.perf_counter() - begun
+    line['time/elapsed'] = log.elapsed
     writers.write(step, line)
     score = metrics[setup.task.best]
-    terminal.say(f'step {step}  {name} {setup.task.best} {score:.4f}')
+    log.say(f'step {step}  {name} {setup.task.best} {score:.4f}')
     best = score if best is None else best  # the first split decides
-  return best
+  return -math.inf if best is None else best
 
 
-def _loop(setup, path, stop, batches, evaluations) -> int:
+def _loop(setup, path, stop, begun, batches, evaluations) -> int:
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
   state = checkpoint.restore(checkpoints, setup.abstract_state) or (
     finetune.initial(setup)
   )
   start = int(state.step)
+  if start > setup.total:
+    checkpoints.close()
+    raise UserError(
+      f'config.total = {setup.total} steps, but the run in {path} has done '
+      f'{start}.'
+    )
   writers = Writers(path, start)
   terminal = Terminal(setup.total, start)
   terminal.say(setup.describe(trees.count(state.params)))
   if start:
     terminal.say(f'resuming after step {start}')
   evaluation, save = Cadence(setup, 'eval_every'), Cadence(setup, 'save_every')
-  log = Log(setup, writers, terminal)
+  log = Log(setup, writers, terminal, begun)
   stream = batches.train(start, setup.total)
+  record = _best_before(setup, writers)
   try:
     for step in range(start + 1, setup.total + 1):
       waiting = time.perf_counter()
@@ -217,13 +244,15 @@ def _loop(setup, path, stop, batches, evaluations) -> int:
       log.step(step, metrics, waited)
       if step == start + 1:  # it compiled
         log.restart_clock()
-      best = None
+      best, improved = None, False
       if evaluation.due(step):
         log.flush()
-        best = _evaluate_all(setup, evaluations, state, step, writers, terminal)
+        best = _evaluate_all(setup, evaluations, state, step, writers, log)
+        improved, record = best > record, max(best, record)
         log.restart_clock()
-      if save.due(step) or stop.requested:
+      if save.due(step) or improved or stop.requested:
         log.flush()
+        writers.sync()  # a checkpoint's metrics are on disk before it is
         checkpoints.save(state, best)
         log.restart_clock()
       if stop.requested and step < setup.total:

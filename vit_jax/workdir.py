@@ -101,9 +101,9 @@ def check_resumable(path: Path, config: ml_collections.FrozenConfigDict):
   ]
   if changed:
     raise UserError(
-      f'--workdir={path} holds a run of another config:\n  '
-      + '\n  '.join(changed)
-      + '\nUse the same values to resume it, or another --workdir.'
+      f'--workdir={path} holds a run of another config: '
+      + '; '.join(changed)
+      + '. Use the same values to resume it, or another --workdir.'
     )
 
 

@@ -1,6 +1,7 @@
 """What a run says: metrics.jsonl, TensorBoard events, and the terminal."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,29 +37,40 @@ class Writers:
 
   def __init__(self, workdir: Path, start: int):
     path = workdir / 'metrics.jsonl'
-    kept = [line for line in read_metrics(path) if line['step'] <= start]
+    lines = read_metrics(path)
+    self.kept = kept = [line for line in lines if line['step'] <= start]
     temporary = path.with_suffix('.tmp')
     temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     temporary.replace(path)
     self.elapsed = max((x.get('time/elapsed', 0.0) for x in kept), default=0.0)
     self._file = open(path, 'a')  # noqa: SIM115 (closed by close)
-    self._board = SummaryWriter(
-      str(workdir), purge_step=start + 1 if start else None
-    )
+    self._board = SummaryWriter(str(workdir), purge_step=start + 1)
 
   def write(self, step: int, metrics: Metrics):
-    """One line and the events of a step."""
-    self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+    """One line and the events of a step; what is not finite becomes null."""
+    finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+    line = json.dumps({'step': step, **finite}, allow_nan=False)
+    self._file.write(line + '\n')
     self._file.flush()
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
+
+  def last(self, name: str) -> float | None:
+    """The last value up to the start of this process, or None."""
+    values = [line[name] for line in self.kept if name in line]
+    return values[-1] if values else None
+
+  def sync(self):
+    """All is on disk afterwards."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._board.flush()
 
   def close(self):
     """All is on disk afterwards; a second call does nothing."""
     if self._file.closed:
       return
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    self.sync()
     self._file.close()
     self._board.close()
 

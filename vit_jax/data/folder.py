@@ -21,6 +21,13 @@ def _place(relative: str) -> int:
   return int.from_bytes(hashed, 'big')
 
 
+def _bytes(path: Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+
+
 def _subfolders(path: Path) -> list[str]:
   return sorted(
     p.name for p in path.iterdir() if p.is_dir() and p.name[0] not in '._'
@@ -119,8 +126,10 @@ class Folder:
     self._items.sort(key=lambda item: _place(item[0]))
     if not self._items:
       raise UserError(
-        f'split {split!r} of {path} has no pictures: it is what is held out '
-        f'(config.data.holdout = {holdout}), or all else.'
+        f'split {split!r}: no pictures in {root}'
+        + (
+          '.' if 'test' in folders else f' at config.data.holdout = {holdout}.'
+        )
       )
 
   def _survey(self, cache_mb: int):
@@ -148,12 +157,12 @@ class Folder:
     self.fingerprint = sha.hexdigest()
 
   def _header(self, name: str):
-    with open(self._root / name, 'rb') as file:
-      return header(file.read(), str(self._root / name))
+    path = self._root / name
+    return header(_bytes(path), str(path))
 
   def _decode(self, name: str) -> np.ndarray:
     path = self._root / name
-    return decode(path.read_bytes(), self.channels, str(path))
+    return decode(_bytes(path), self.channels, str(path))
 
   @staticmethod
   def _try(function):
@@ -179,5 +188,5 @@ class Folder:
   def __getitem__(self, index: int) -> Record:
     name, label = self._items[index]
     path = self._root / name
-    image = self._cache[index] if self._cache else path.read_bytes()
+    image = self._cache[index] if self._cache else _bytes(path)
     return {'image': image, 'label': label, 'key': str(path)}

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 
 def _series(lines: Sequence[dict[str, Any]], name: str):
-  pairs = [(line['step'], line[name]) for line in lines if name in line]
+  pairs = [
+    (line['step'], line[name]) for line in lines if line.get(name) is not None
+  ]
   return np.array(pairs, float).reshape(-1, 2).T
 
 

@@ -204,7 +204,8 @@ def load(
     patch=patch,
     classes=classes,
     new_head=new_head,
-    antialias=name == 'timm',
+    # As their own code resizes: timm, and Hugging Face's with registers.
+    antialias=name == 'timm' or model.registers > 0,
   )
   leaves = flatten_dict(params, sep='/')
   del params  # leaf by leaf, so that each is let go of once it is placed

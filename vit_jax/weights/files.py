@@ -37,6 +37,9 @@ class Tensors(Mapping):
       ) from error
     return array
 
+  def __contains__(self, name: object) -> bool:
+    return name in self._read
+
   def __iter__(self) -> Iterator[str]:
     return iter(self._read)
 
