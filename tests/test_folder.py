@@ -498,3 +498,9 @@ def test_stated_numbers_are_checked(tmp_path):
   open_split(tmp_path, 'test', examples=4, classes=2)
   assert 'config.data.examples = 5' in refused(tmp_path, examples=5)
   assert 'config.data.classes = 3' in refused(tmp_path, classes=3)
+
+
+def test_a_dangling_link(tmp_path):
+  build(tmp_path, many('train/', 2) | many('test/', 1))
+  (tmp_path / 'train' / 'dog' / 'link.png').symlink_to('/nowhere/at-all.png')
+  assert 'link.png cannot be read' in refused(tmp_path)

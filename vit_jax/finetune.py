@@ -67,7 +67,7 @@ def preprocessing_of(
     mean=tuple(float(x) for x in -low * std),
     std=tuple(float(x) for x in std),
     interpolation=kernels[0] if kernels else 'bilinear',
-    crop=min(size) / int(small[1]) if small else 1.0,
+    crop=max(size) / int(small[1]) if small else 1.0,
     mode='squash' if squash else 'center',
   )
 
@@ -78,7 +78,7 @@ def ops_of(preprocessing: Preprocessing) -> tuple[str, ...]:
   normalize = f'normalize({preprocessing.mean}, {preprocessing.std})'
   if preprocessing.mode == 'squash':
     return ('decode', f"resize('{kernel}')", normalize)
-  side = round(min(size) / preprocessing.crop)
+  side = round(max(size) / preprocessing.crop)
   small = f"resize_small({side}, '{kernel}')"
   return ('decode', small, 'central_crop', normalize)
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import ml_collections
+from absl import logging
 
 from vit_jax import durations, models, optim, sharding, tasks
 from vit_jax import step as step_lib
@@ -147,6 +148,12 @@ class Setup:
     field = f'config.data.{group}.ops'
     if tuple(source.classes) != self.info.classes:
       raise UserError(f'split {name!r} has other classes than the training.')
+    if source.channels > self.info.channels:
+      logging.warning(
+        'split %r has colour, but the training split is grey, and so is the '
+        'model: its pictures are made grey. config.channels=3 keeps colour.',
+        name,
+      )
     result = loader.Loader(
       source=source,
       pipeline=ops.build(field, data[group].ops),

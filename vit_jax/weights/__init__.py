@@ -9,6 +9,7 @@ and the config.json beside it; what those cannot tell is asked for, not guessed.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,4 +246,7 @@ def save(
   module = FORMATS[format]
   tensors = write_tensors(module.entries(model, description), params)
   files.write(path, tensors, module.config_json(model, description))
+  if format == 'huggingface':  # where transformers looks for preprocessing
+    text = json.dumps(huggingface.processor_json(preprocessing), indent=2)
+    (path.parent / 'preprocessor_config.json').write_text(text + '\n')
   return description
