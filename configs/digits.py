@@ -3,7 +3,7 @@
 Command:  make digits
 Expected: eval/test/accuracy 0.997 (seeds 0, 1, 2: 1.000, 1.000, 0.992); an RBF
   SVM on the same split gets 0.992, 3 nearest neighbours 0.981.
-Hardware: 2 CPU cores, 75 seconds. Run here: yes.
+Hardware: 2 CPU cores, 75 to 110 seconds beside other jobs. Run here: yes.
 """
 
 from vit_jax import defaults

@@ -248,7 +248,8 @@ def _loop(setup, path, stop, begun, batches, evaluations) -> int:
       if evaluation.due(step):
         log.flush()
         best = _evaluate_all(setup, evaluations, state, step, writers, log)
-        improved, record = best > record, max(best, record)
+        improved = best > record  # never by nan, which must not become one
+        record = best if improved else record
         log.restart_clock()
       if save.due(step) or improved or stop.requested:
         log.flush()
