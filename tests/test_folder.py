@@ -386,7 +386,7 @@ def test_damaged_pictures(tmp_path, name, content):
   source = open_split(tmp_path, cache_mb=0)  # seen when it is read
   index = names(source).index(f'dog/{name}')
   with pytest.raises(UserError) as error:
-    context = ops.Context((8, 8), 3, np.random.default_rng(0), 'the key')
+    context = ops.Context((8, 8), 3, key='the key')
     ops.build('', ('decode', 'fit', 'range'))(source[index]['image'], context)
   assert str(error.value).startswith('the key: a damaged image')
 

@@ -45,12 +45,13 @@ def _dataclass_schema(cls: type) -> Schema:
 def _section_schema(section: str, values: Mapping[str, Any]) -> Schema:
   table, shared = SECTIONS[section]
   name = values.get('name', next(iter(table)))
-  kind = str(name).split(':', 1)[0] if section == 'data' else name
-  check_choice(f'config.{section}.name', kind, table)
   schema: Schema = {'name': Field(str, name)}
   schema |= keyword_fields(shared) if shared else {}
-  schema |= keyword_fields(table[kind])
-  if section == 'data':  # every other group is a split to train or test on
+  if section != 'data':
+    check_choice(f'config.{section}.name', name, table)
+    schema |= keyword_fields(table[name])
+  else:  # every other group is a split to train or test on
+    schema |= data.source_fields(str(name))
     splits = ['train', 'test']
     splits += [k for k, v in values.items() if isinstance(v, Mapping)]
     schema |= {s: _dataclass_schema(data.Split) for s in splits}

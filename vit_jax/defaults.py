@@ -53,6 +53,12 @@ RESUMABLE = (
   'save_every',
   'log_every',
   'on_nonfinite',
+  'data.workers',
+  'data.cache_mb',
+  'data.index_dir',
+  'data.data_dir',
+  'data.on_error',
+  'data.max_skipped',
 )
 
 

@@ -8,6 +8,10 @@ class UserError(Exception):
   """A mistake of the user's; the command line exits 2 with its message."""
 
 
+class BadRecord(UserError):
+  """An example that cannot be read; `config.data.on_error` says what then."""
+
+
 def did_you_mean(value: object, choices: Iterable[object]) -> str:
   """The nearest valid choice and the whole list, as the end of a message."""
   names = [str(choice) for choice in choices]

@@ -19,8 +19,12 @@ def evaluate(setup: Setup, loader: Loader, params: Any) -> dict[str, float]:
   for batch in loader.evaluate():
     sums = setup.eval_step(params, batch, sums)
   pairs: dict[str, Any] = jax.device_get(sums) or {}
+  if pairs and not next(iter(pairs.values()))[1]:
+    raise UserError('no example of the split to evaluate can be read.')
   metrics = {name: float(s / weight) for name, (s, weight) in pairs.items()}
-  metrics['count'] = int(next(iter(pairs.values()))[1])
+  metrics['count'] = count = int(next(iter(pairs.values()))[1])
+  if count < len(loader.source):
+    metrics['skipped'] = len(loader.source) - count
   return metrics
 
 

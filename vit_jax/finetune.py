@@ -55,7 +55,7 @@ def preprocessing_of(
     UserError: they are not a resize or crop and a linear map of the pixels.
   """
   field = 'config.data.test.ops'
-  context = ops.Context(size, channels, np.random.default_rng(0))
+  context = ops.Context(size, channels)
   ends = [np.full((*size, channels), v, np.uint8) for v in (0, 255)]
   low, high = (ops.build(field, texts[-1:])(x, context)[0, 0] for x in ends)
   std = 1 / (high - low)

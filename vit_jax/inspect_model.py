@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from vit_jax import trees
-from vit_jax.data import SOURCES
+from vit_jax.data import SOURCES, parse_mixture
 from vit_jax.data.sources import parse_name
 from vit_jax.models import flops
 from vit_jax.models.vit import ViT
@@ -141,7 +141,9 @@ def of_config(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   full: Any = finetune.adopt(config, Path(os.devnull))
   data, size, info = full.data, full.size, None
   if data.classes and data.examples and size:
-    known = getattr(SOURCES[parse_name(data.name)[0]], 'channels', 3)
+    known = getattr(
+      SOURCES[parse_name(parse_mixture(data.name)[0][0])[0]], 'channels', 3
+    )
     info = DataInfo(
       classes=tuple(map(str, range(data.classes))),
       size=(size, size) if isinstance(size, int) else size,

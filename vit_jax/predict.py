@@ -36,9 +36,7 @@ def run(
     raise UserError(f'no such image file: {", ".join(missing)}')
   pipeline, images = _pipeline(setup.config.data.test.ops), []
   for file in files:
-    context = ops.Context(
-      setup.info.size, setup.info.channels, np.random.default_rng(0), str(file)
-    )
+    context = ops.Context(setup.info.size, setup.info.channels, key=str(file))
     data = file.read_bytes()
     ops.check('config.data.test.ops', pipeline, data, context)
     images.append(pipeline(data, context))

@@ -11,10 +11,9 @@ from absl import logging
 
 from vit_jax import durations, models, optim, sharding, tasks
 from vit_jax import step as step_lib
-from vit_jax.data import SOURCES, loader, open_split, ops
-from vit_jax.data.sources import Source, parse_name
+from vit_jax.data import loader, open_split, ops, source_fields
+from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
-from vit_jax.schema import keyword_fields
 from vit_jax.workdir import DataInfo
 
 
@@ -59,8 +58,15 @@ class Setup:
       raise UserError(f'config.seed = {config.seed}: 0 to {2**32 - 1}.')
     if not 0 <= config.ema < 1:
       raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
-    if config.data.workers < 0:
-      raise UserError(f'config.data.workers = {config.data.workers} < 0.')
+    data = config.data
+    if data.workers < 0:
+      raise UserError(f'config.data.workers = {data.workers} < 0.')
+    if not 0 <= data.max_skipped <= 1:
+      raise UserError(
+        f'config.data.max_skipped = {data.max_skipped}: a fraction, 0 to 1.'
+      )
+    if data.repeats < 1:
+      raise UserError(f'config.data.repeats = {data.repeats}: at least 1.')
     if config.channels not in (0, 1, 3):
       raise UserError(f'config.channels = {config.channels}: 0, 1 or 3.')
     for field in ('total', 'eval_every', 'save_every', 'log_every'):
@@ -136,9 +142,8 @@ class Setup:
     data = self.config.data
     group = data.get(name)
     split = (group.split or name) if hasattr(group, 'split') else name
-    shared = {'examples', 'classes', 'workers'}
-    own = keyword_fields(SOURCES[parse_name(data.name)[0]])
-    fields = {k: data[k] for k in [*shared, *own]}
+    shared = ('examples', 'classes', 'on_error')
+    fields = {k: data[k] for k in [*shared, *source_fields(data.name)]}
     return open_split(data.name, split, **fields)
 
   def loader(self, name: str, source: Source) -> loader.Loader:
@@ -162,9 +167,12 @@ class Setup:
       seed=self.config.seed,
       batch_size=self.config.batch_size,
       sharding=sharding.batch_sharding(self.mesh),
+      field=field,
       workers=data.workers,
+      on_error=data.on_error,
+      repeats=data.repeats if name == 'train' else 1,
     )
-    result.check(field)
+    result.check()
     return result
 
   @functools.cached_property

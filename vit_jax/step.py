@@ -148,6 +148,8 @@ def make_train_step(
       'update_norm': optax.tree.norm(updates),
       'finite': finite,
     }
+    if 'skipped' in batch:  # the same number in all processes
+      metrics['skipped'] = batch['skipped'].sum()
     return new.replace(step=state.step + 1), metrics
 
   return train_step

@@ -6,6 +6,7 @@ metrics (writers.py), evaluation (evaluate.py) and checkpoints.
 """
 
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from vit_jax.viz.curves import draw_curves
 from vit_jax.writers import Terminal, Writers, read_metrics
 
 FINISHED, INTERRUPTED = 0, 75
+_FEW = 1000  # examples, below which a rate of skipped ones says little
+_STARVED = 0.2  # of the time waiting for data: worth a word
 
 
 class Cadence:
@@ -50,6 +53,8 @@ class Log:
     self._before = writers.elapsed
     self._waited, self._steps = 0.0, 0
     self.skipped = int(writers.last('train/skipped') or 0)
+    self._lost = writers.last('data/skipped') or 0.0
+    self._told = False
 
   @property
   def elapsed(self) -> float:
@@ -71,6 +76,7 @@ class Log:
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     if not values.pop('finite'):
       self._nonfinite(step)
+    self._count_lost(step, values.pop('skipped', 0.0))
     if not self._cadence.due(step):
       return
     seconds = time.perf_counter() - self._since
@@ -82,6 +88,9 @@ class Log:
     }
     if self.skipped:
       line['train/skipped'] = self.skipped
+    if self._setup.config.data.on_error == 'skip':
+      line['data/skipped'] = self._lost
+    self._tell_if_starved(seconds)
     self._writers.write(step, line)
     left = (self._setup.total - step) * seconds / max(1, self._steps)
     self._terminal.advance(step, line, left)
@@ -94,6 +103,33 @@ class Log:
   def restart_clock(self):
     """Leaves what happened since the last step out of images per second."""
     self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+  def _count_lost(self, step: int, lost: float):
+    """Raises UserError if more examples were skipped than is allowed."""
+    if not lost:
+      return
+    self._lost += lost
+    self._writers.write(step, {'data/skipped': self._lost})
+    data, seen = self._setup.config.data, step * self._setup.config.batch_size
+    if self._lost > data.max_skipped * max(seen, _FEW):
+      raise UserError(
+        f'step {step}: {self._lost:.0f} of {seen:,} examples cannot be read, '
+        f'more than config.data.max_skipped = {data.max_skipped} allows. '
+        '`vit_jax data check` lists them.'
+      )
+
+  def _tell_if_starved(self, seconds: float):
+    share = self._waited / seconds
+    if self._told or share < _STARVED or self._steps < 5:
+      return
+    self._told = True
+    workers = self._setup.config.data.workers
+    self.say(
+      f'{share:.0%} of the time is spent waiting for data: the run is '
+      f'input-bound. Try more --config.data.workers (now {workers}, CPUs '
+      f'{os.cpu_count()}), cheaper config.data.train.ops, or pictures stored '
+      'at about the size of the model (docs/data.md).'
+    )
 
   def _nonfinite(self, step: int):
     self.skipped += 1

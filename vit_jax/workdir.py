@@ -97,7 +97,8 @@ def check_resumable(path: Path, config: ml_collections.FrozenConfigDict):
   changed = [
     f'config.{name} was {_show(old, name)}, is now {_show(new, name)}'
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and name.split('.')[0] not in RESUMABLE
+    if old.get(name) != new.get(name)
+    and not {name, name.split('.')[0]} & set(RESUMABLE)
   ]
   if changed:
     raise UserError(

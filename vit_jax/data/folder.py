@@ -2,39 +2,41 @@
 
 import hashlib
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from vit_jax.data.images import EXTENSIONS, decode, header
-from vit_jax.data.sources import Record, split_base, split_range
-from vit_jax.errors import UserError
+from vit_jax.data.sources import (
+  Record,
+  location,
+  place_of,
+  split_base,
+  split_range,
+)
+from vit_jax.errors import BadRecord, UserError
 
 _HEADERS = 20_000  # larger folders are sampled, and decoded as they are read
 
 
-def _place(relative: str) -> int:
-  """64 bits of the hash of a name: a place that no other file changes."""
-  hashed = hashlib.sha256(relative.encode()).digest()[:8]
-  return int.from_bytes(hashed, 'big')
-
-
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Any) -> bytes:
   try:
     return path.read_bytes()
   except OSError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+    why = error.strerror or type(error).__name__
+    raise BadRecord(f'{path} cannot be read: {why}.') from error
 
 
-def _subfolders(path: Path) -> list[str]:
+def _subfolders(path: Any) -> list[str]:
   return sorted(
     p.name for p in path.iterdir() if p.is_dir() and p.name[0] not in '._'
   )
 
 
-def _files(root: Path, name: str) -> tuple[list[str], list[str]]:
+def _files(root: Any, name: str) -> tuple[list[str], list[str]]:
   """Image files and others below root/name, relative to root, in order."""
   found, others = [], []
   for path in sorted((root / name).rglob('*')):
@@ -46,8 +48,20 @@ def _files(root: Path, name: str) -> tuple[list[str], list[str]]:
   return found, others
 
 
+def _try(function: Callable[[str], Any]) -> Callable[[str], Any]:
+  """The function, which gives the error that a bad record raises."""
+
+  def attempt(name):
+    try:
+      return function(name)
+    except BadRecord as error:
+      return error
+
+  return attempt
+
+
 class Folder:
-  """Pictures in a folder a class.
+  """Pictures in a folder a class, on a disk or at a URL of fsspec's.
 
   `PATH/train/CLASS/*.{png,jpg,jpeg,webp}` and `PATH/test/CLASS/...` (or
   `val/`); without a test folder, `holdout` of the files, chosen by the hash of
@@ -55,6 +69,9 @@ class Folder:
   too. Labels are the sorted class folders of the training split; records are in
   the order of their names' hashes, so that 'train[:90%]' is a fair sample. A
   folder of which the decoded pixels fit `cache_mb` is decoded once, at first.
+
+  Attributes:
+    broken: what is wrong with the files that were found damaged.
   """
 
   def __init__(
@@ -65,7 +82,7 @@ class Folder:
     holdout: float = 0.2,
     cache_mb: int = 512,
   ):
-    self._path = Path(argument).expanduser()
+    self._path = location(argument)
     if not argument or not self._path.is_dir():
       raise UserError(
         f"config.data.name = 'folder:{argument}': no such folder."
@@ -75,7 +92,7 @@ class Folder:
     self._find(split, holdout)
     selected = split_range(split, len(self._items))
     self._items = [self._items[i] for i in selected]
-    self._cache: list[np.ndarray] | None = None
+    self._cache: list[np.ndarray | BadRecord] | None = None
     self._survey(cache_mb)
 
   def _find(self, split: str, holdout: float):
@@ -121,9 +138,9 @@ class Folder:
         )
       if 'test' not in folders:
         limit = holdout * 2**64
-        files = [f for f in files if (_place(f) < limit) == (base == 'test')]
+        files = [f for f in files if (place_of(f) < limit) == (base == 'test')]
       self._items += [(file, label) for file in files]
-    self._items.sort(key=lambda item: _place(item[0]))
+    self._items.sort(key=lambda item: place_of(item[0]))
     if not self._items:
       raise UserError(
         f'split {split!r}: no pictures in {root}'
@@ -137,23 +154,25 @@ class Folder:
     step = max(1, len(self._items) // 512) if len(self) > _HEADERS else 1
     keys = [name for name, _ in self._items[::step]]
     with ThreadPoolExecutor(4) as pool:
-      looked = list(pool.map(self._try(self._header), keys))
-      self._report(looked)
-      sizes = [size for size, _ in looked]
-      self.channels = 1 if all(grey for _, grey in looked) else 3
+      looked = list(pool.map(_try(self._header), keys))
+      good = [x for x in looked if not isinstance(x, BadRecord)]
+      if not good:
+        raise UserError(f'{self._root}: no picture can be read: {looked[0]}')
+      sizes = [size for size, _ in good]
+      self.channels = 1 if all(grey for _, grey in good) else 3
       side = min(64, round(statistics.median(min(s) for s in sizes)))
       self.size = (side, side)
       pixels = sum(h * w for h, w in sizes) * self.channels
-      if step == 1 and pixels <= cache_mb * 2**20:
-        decoded = list(pool.map(self._try(self._decode), keys))
-        self._report(decoded)
-        self._cache = decoded
+      if step == 1 and pixels <= cache_mb * 2**20 and len(good) == len(keys):
+        looked = self._cache = list(pool.map(_try(self._decode), keys))
+    self.broken = tuple(str(x) for x in looked if isinstance(x, BadRecord))
     sha = hashlib.sha256(repr(self.classes).encode())
     for name, label in self._items:
-      size = (self._root / name).stat().st_size
+      path = self._root / name
+      size = path.stat().st_size if path.exists() else -1
       sha.update(f'{name} {label} {size}\n'.encode())
     for image in self._cache or ():
-      sha.update(image.tobytes())
+      sha.update(str(image).encode() if self.broken else image.tobytes())
     self.fingerprint = sha.hexdigest()
 
   def _header(self, name: str):
@@ -164,24 +183,6 @@ class Folder:
     path = self._root / name
     return decode(_bytes(path), self.channels, str(path))
 
-  @staticmethod
-  def _try(function):
-    def attempt(name):
-      try:
-        return function(name)
-      except UserError as error:
-        return error
-
-    return attempt
-
-  @staticmethod
-  def _report(results: list):
-    """All broken files in one message, so that they are mended in one go."""
-    errors = [str(r) for r in results if isinstance(r, UserError)]
-    if errors:
-      more = f'\n... and {len(errors) - 5} more' if len(errors) > 5 else ''
-      raise UserError('\n'.join(errors[:5]) + more)
-
   def __len__(self) -> int:
     return len(self._items)
 
@@ -189,4 +190,6 @@ class Folder:
     name, label = self._items[index]
     path = self._root / name
     image = self._cache[index] if self._cache else _bytes(path)
+    if isinstance(image, BadRecord):
+      raise image
     return {'image': image, 'label': label, 'key': str(path)}

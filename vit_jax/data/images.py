@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from vit_jax.errors import UserError
+from vit_jax.errors import BadRecord
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
 
@@ -19,9 +19,9 @@ def _open(data: bytes, key: str) -> Image.Image:
     image = Image.open(io.BytesIO(data))
   except (OSError, ValueError, SyntaxError) as error:
     what = 'an empty file' if not data else 'not an image that can be read'
-    raise UserError(f'{key}: {what}. Remove or replace it.') from error
+    raise BadRecord(f'{key}: {what}. Remove or replace it.') from error
   if image.width * image.height > _MOST_PIXELS:
-    raise UserError(
+    raise BadRecord(
       f'{key}: {image.width}x{image.height} pixels are too many for a picture '
       f'({_MOST_PIXELS:,} at most). Remove or replace it.'
     )
@@ -37,7 +37,7 @@ def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
     known = image.format != 'PNG' or 'exif' in image.info
     on_its_side = known and image.getexif().get(0x0112) in (5, 6, 7, 8)
   except (OSError, ValueError, SyntaxError) as error:
-    raise UserError(
+    raise BadRecord(
       f'{key}: a damaged image ({error}). Remove or replace it.'
     ) from error
   if on_its_side:
@@ -52,7 +52,7 @@ def decode(data: bytes, channels: int, key: str) -> np.ndarray:
   become 8, palettes and CMYK become RGB, an animation gives its first frame.
 
   Raises:
-    UserError: not an image, or a damaged one; the message begins with `key`.
+    BadRecord: not an image, or a damaged one; the message begins with `key`.
   """
   image = _open(data, key)
   try:
@@ -69,7 +69,7 @@ def decode(data: bytes, channels: int, key: str) -> np.ndarray:
       image = Image.alpha_composite(white, image)
     pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
   except (OSError, ValueError, SyntaxError, EOFError) as error:
-    raise UserError(
+    raise BadRecord(
       f'{key}: a damaged image ({error}). Remove or replace it.'
     ) from error
   return pixels[..., None] if channels == 1 else pixels

@@ -5,6 +5,7 @@ the next, so a resumed run asks for step t and has it, on any layout.
 """
 
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,30 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from vit_jax.data import ops
-from vit_jax.data.order import hash64, records_at
+from vit_jax.data.order import hash64, mixture_at
 from vit_jax.data.sources import Source
+from vit_jax.errors import BadRecord
 
-Batch = dict[str, Any]  # image (B, h, w, c), label (B,), mask (B,)
+# image (B, h, w, c), label (B,), mask (B,); skipped (B,) where that may happen
+Batch = dict[str, Any]
+Fill = Callable[[Batch, int, int], None]
+Run = Callable[..., Any]  # map, or that of a pool
 
 _AUGMENT = 0x617567  # keeps its random numbers apart from the order's
+
+
+# Examples that a thread loads at a time, and batches that are loaded ahead.
+_CHUNK, _AHEAD = 8, 2
+
+
+@functools.partial(jax.jit, static_argnames='sharding')
+def _scaled(image: jax.Array, scale: Any, offset: Any, sharding: Any):
+  """Pixels to float32, on the devices: a byte a value has to travel there."""
+  image = image.astype(jax.numpy.float32) * scale + offset
+  return jax.lax.with_sharding_constraint(image, sharding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,40 +50,82 @@ class Loader:
   seed: int
   batch_size: int
   sharding: jax.sharding.Sharding  # of the batch axis
+  field: str = 'config.data.train.ops'  # for messages
   workers: int = 2
+  on_error: str = 'raise'
+  repeats: int = 1  # of each example in training
 
-  def context(self, epoch: int, record: int, key: str = '') -> ops.Context:
+  def context(
+    self, epoch: int, record: int, key: str = '', repeat: int = 0
+  ) -> ops.Context:
     """What the ops see for a record in an epoch."""
-    bits = [hash64(self.seed, _AUGMENT, epoch), record]
-    rng = np.random.Generator(np.random.Philox(key=np.array(bits, np.uint64)))
-    return ops.Context(self.size, self.channels, rng, key)
+    keys = (epoch, repeat) if repeat else (epoch,)
+    return ops.Context(
+      self.size,
+      self.channels,
+      (hash64(self.seed, _AUGMENT, *keys), record),
+      key,
+    )
 
-  def check(self, field: str):
+  def check(self):
     """Raises UserError unless the ops give what the model takes."""
-    record = self.source[0]
-    context = self.context(0, 0, record['key'])
-    ops.check(field, self.pipeline, record['image'], context)
+    index = 0
+    while True:
+      try:
+        record = self.source[index]
+        context = self.context(0, 0, record['key'])
+        return ops.check(self.field, self.pipeline, record['image'], context)
+      except BadRecord:
+        index += 1
+        if self.on_error == 'raise' or index == min(100, len(self.source)):
+          raise
 
-  def _fill(self, batch: Batch, row: int, epoch: int, record: int):
+  def _put(
+    self, batch: Batch, row: int, epoch: int, record: int, repeat: int = 0
+  ):
+    """A record, after the ops, into a row of the batch."""
     example = self.source[record]
-    context = self.context(epoch, record, example['key'])
-    batch['image'][row] = self.pipeline(example['image'], context)
-    batch['label'][row] = example['label']
-    batch['mask'][row] = 1
+    context = self.context(epoch, record, example['key'], repeat)
+    try:
+      image = self.pipeline.host(example['image'], context)
+      ops.check_shape(self.field, image, context)
+      batch['image'][row] = image
+    except Exception as error:
+      error.add_note(f'while loading {example["key"]}')
+      raise
+    batch['label'][row], batch['mask'][row] = example['label'], 1
 
-  def _place(self, fill_rows: Callable[[Batch, np.ndarray], None]) -> Batch:
-    """Global arrays of which this process fills the rows that it holds."""
+  def _fill(self, batch: Batch, row: int, epoch: int, record: int, repeat: int):
+    """Trains on another record, drawn by the number of the one skipped."""
+    chosen = record
+    for attempt in range(100):
+      try:
+        return self._put(batch, row, epoch, chosen, repeat)
+      except BadRecord as error:
+        if self.on_error == 'raise' or attempt == 99:
+          raise
+        logging.log_first_n(logging.WARNING, 'skipped: %s', 10, error)
+        chosen = hash64(self.seed, epoch, record, attempt) % len(self.source)
+        batch['skipped'][row] = 1
+
+  def _fill_eval(self, batch: Batch, row: int, record: int):
+    """What cannot be read stays masked: no example stands for another."""
+    try:
+      self._put(batch, row, 0, record)
+    except BadRecord as error:
+      if self.on_error == 'raise':
+        raise
+      logging.log_first_n(logging.WARNING, 'skipped: %s', 10, error)
+
+  def _rows(self) -> np.ndarray:
+    """The rows of the batch that this process holds."""
     shape = (self.batch_size,)
     slices = self.sharding.addressable_devices_indices_map(shape).values()
     wanted = sorted({s[0].indices(self.batch_size)[:2] for s in slices})
-    rows = np.unique(np.concatenate([np.arange(a, b) for a, b in wanted]))
-    image = (*self.size, self.channels)
-    local = {
-      'image': np.zeros((len(rows), *image), np.float32),
-      'label': np.zeros(len(rows), np.int32),
-      'mask': np.zeros(len(rows), np.float32),
-    }
-    fill_rows(local, rows)
+    return np.unique(np.concatenate([np.arange(a, b) for a, b in wanted]))
+
+  def _place(self, local: Batch, rows: np.ndarray) -> Batch:
+    """Global arrays of the rows that this process has."""
 
     def assemble(array: np.ndarray) -> jax.Array:
       def part(index):
@@ -79,50 +138,88 @@ class Loader:
 
     return {name: assemble(array) for name, array in local.items()}
 
+  def _load(self, fill: Fill, run: Run) -> Batch:
+    """The batch of which `fill(batch, i, row)` fills row i, here number row."""
+    rows = self._rows()
+    image = (*self.size, self.channels)
+    local = {
+      'image': np.zeros((len(rows), *image), self.pipeline.dtype),
+      'label': np.zeros(len(rows), np.int32),
+      'mask': np.zeros(len(rows), np.float32),
+    }
+    if self.on_error == 'skip':
+      local['skipped'] = np.zeros(len(rows), np.float32)
+
+    def chunk(start: int):
+      for i in range(start, min(start + _CHUNK, len(rows))):
+        fill(local, i, int(rows[i]))
+
+    for _ in run(chunk, range(0, len(rows), _CHUNK)):
+      pass  # raises what was raised there
+    return self._place(local, rows)
+
+  def _train(self, step: int, run: Run) -> Batch:
+    first = step * self.batch_size
+    positions, repeats = np.divmod(
+      first + np.arange(self.batch_size), self.repeats
+    )
+    parts = getattr(self.source, 'parts', ((len(self.source), 1.0),))
+    epochs, records = mixture_at(positions, parts, self.seed)
+
+    def fill(batch, i, row):
+      epoch, record, repeat = epochs[row], records[row], repeats[row]
+      self._fill(batch, i, int(epoch), int(record), int(repeat))
+
+    return self._load(fill, run)
+
+  def _evaluate(self, number: int, run: Run) -> Batch:
+    def fill(batch, i, row):
+      record = number * self.batch_size + row
+      if record < len(self.source):
+        self._fill_eval(batch, i, record)
+
+    return self._load(fill, run)
+
+  def _finish(self, batch: Batch) -> Batch:
+    """By the loop's thread: all processes dispatch programs in one order."""
+    if self.pipeline.affine is None:
+      return batch
+    scale, offset = self.pipeline.affine
+    return batch | {
+      'image': _scaled(batch['image'], scale, offset, self.sharding)
+    }
+
   def train_batch(self, step: int) -> Batch:
     """The batch that step number `step` (from 0) trains on."""
-
-    def fill_rows(local, rows):
-      n = len(self.source)
-      where = records_at(step * self.batch_size + rows, n, self.seed)
-      for i, (epoch, record) in enumerate(zip(*where, strict=True)):
-        self._fill(local, i, int(epoch), int(record))
-
-    return self._place(fill_rows)
-
-  def eval_batch(self, number: int) -> Batch:
-    """Records in order; beyond the last one the mask is 0."""
-
-    def fill_rows(local, rows):
-      for i, record in enumerate(number * self.batch_size + rows):
-        if record < len(self.source):
-          self._fill(local, i, 0, int(record))
-
-    return self._place(fill_rows)
+    return self._finish(self._train(step, map))
 
   def train(self, start: int, stop: int) -> Iterator[Batch]:
     """Batches of steps start to stop - 1, loaded ahead by the workers."""
-    return self._ahead(self.train_batch, start, stop)
+    return self._ahead(self._train, start, stop)
 
   def evaluate(self) -> Iterator[Batch]:
     """Every record exactly once, the tail padded and masked."""
     batches = -(-len(self.source) // self.batch_size)
-    return self._ahead(self.eval_batch, 0, batches)
+    return self._ahead(self._evaluate, 0, batches)
 
-  def _ahead(self, load: Callable[[int], Batch], start: int, stop: int):
+  def _ahead(self, load: Callable[[int, Run], Batch], start: int, stop: int):
     if not self.workers:
-      yield from map(load, range(start, stop))
+      for t in range(start, stop):
+        yield self._finish(load(t, map))
       return
-    pool = ThreadPoolExecutor(self.workers, thread_name_prefix='loader')
+    workers = ThreadPoolExecutor(self.workers, 'loader')
+    batches = ThreadPoolExecutor(_AHEAD, 'loader-batch')
     try:
-      ahead = start + self.workers + 1
       queue = deque(
-        pool.submit(load, t) for t in range(start, min(ahead, stop))
+        batches.submit(load, t, workers.map)
+        for t in range(start, min(start + _AHEAD, stop))
       )
       for t in range(start, stop):
         batch = queue.popleft().result()
-        if t + self.workers + 1 < stop:
-          queue.append(pool.submit(load, t + self.workers + 1))
-        yield batch
+        if t + _AHEAD < stop:
+          queue.append(batches.submit(load, t + _AHEAD, workers.map))
+        yield self._finish(batch)
     finally:  # also when the loop stops early: no thread outlives it
-      pool.shutdown(wait=True, cancel_futures=True)
+      batches.shutdown(wait=False, cancel_futures=True)
+      workers.shutdown(wait=True, cancel_futures=True)
+      batches.shutdown(wait=True)

@@ -9,6 +9,7 @@ the table; the pipeline is tried on one example before the run starts.
 
 import ast
 import dataclasses
+import functools
 import inspect
 import math
 import typing
@@ -32,8 +33,14 @@ class Context:
 
   size: tuple[int, int]  # (h, w) the model takes
   channels: int
-  rng: np.random.Generator
+  seed: tuple[int, int] = (0, 0)  # of the random numbers, 64 bits each
   key: str = ''  # of the record, for messages
+
+  @functools.cached_property
+  def rng(self) -> np.random.Generator:
+    """Made when an op first draws: many pipelines never do."""
+    key = np.array(self.seed, np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 _KERNELS = {
@@ -212,10 +219,8 @@ OPS: dict[str, Callable] = {
   'normalize': normalize,
 }
 
-Pipeline = Callable[[bytes | np.ndarray, Context], np.ndarray]
 
-
-def _bind(field: str, text: str) -> Callable:
+def bind(field: str, text: str) -> Callable:
   """'affine(10, shear=0.2)' -> a function of (image, context)."""
   try:
     tree = ast.parse(text.strip(), mode='eval').body
@@ -246,8 +251,45 @@ def _bind(field: str, text: str) -> Callable:
   return lambda image, context: function(image, context, **values)
 
 
-def build(field: str, texts: Sequence[str]) -> Pipeline:
+class Pipeline:
   """The ops of a split as one function of (image or bytes, context).
+
+  Attributes:
+    host: all ops but a last 'range' or 'normalize', which is left to the
+      devices: a byte a value travels there, not four.
+    affine: (scale, offset) of what is left, each (1,) or (c,) in float32; None:
+      nothing is.
+    dtype: of what `host` gives.
+  """
+
+  def __init__(self, field: str, texts: Sequence[str]):
+    functions = [bind(field, text) for text in texts]
+    self._last, self.affine = None, None
+    if texts and texts[-1].split('(')[0].strip() in ('range', 'normalize'):
+      self._last = functions.pop()
+      ends = np.array([[[0]], [[255]]], np.uint8)
+      low, high = self._last(ends, Context((2, 1), 1)).reshape(2, -1)
+      self.affine = (high - low) / np.float32(255), low
+    self._functions = functions
+    self.dtype = np.dtype(np.uint8 if self.affine else np.float32)
+
+  def host(self, image, context: Context) -> np.ndarray:
+    """What is to be done before the image goes to a device."""
+    for function in self._functions:
+      image = function(image, context)
+    return image
+
+  def __call__(self, image, context: Context) -> np.ndarray:
+    image = self.host(image, context)
+    if self._last:
+      if image.dtype != np.uint8:
+        raise ValueError(f'the last op takes uint8, not {image.dtype}')
+      image = self._last(image, context)
+    return np.ascontiguousarray(image)
+
+
+def build(field: str, texts: Sequence[str]) -> Pipeline:
+  """The ops of a split.
 
   Args:
     field: the config field, for messages.
@@ -256,14 +298,17 @@ def build(field: str, texts: Sequence[str]) -> Pipeline:
   Raises:
     UserError: an unknown op, or arguments that it does not take.
   """
-  functions = [_bind(field, text) for text in texts]
+  return Pipeline(field, texts)
 
-  def pipeline(image, context: Context) -> np.ndarray:
-    for function in functions:
-      image = function(image, context)
-    return np.ascontiguousarray(image)
 
-  return pipeline
+def check_shape(field: str, image: np.ndarray, context: Context):
+  """Raises UserError unless the image has the model's shape."""
+  want = (*context.size, context.channels)
+  if image.shape != want:
+    raise UserError(
+      f'{field}: the ops give {image.shape} for {context.key}, but the model '
+      f"takes {want}. Add 'fit' or 'resize', or set config.size."
+    )
 
 
 def check(field: str, pipeline: Pipeline, image, context: Context):
@@ -277,12 +322,7 @@ def check(field: str, pipeline: Pipeline, image, context: Context):
       f'{field}: the ops fail on {context.key} ({error}). An image folder '
       "begins with 'decode'."
     ) from error
-  want = (*context.size, context.channels)
-  if result.shape != want:
-    raise UserError(
-      f'{field}: the ops give {result.shape} for {context.key}, but '
-      f"the model takes {want}. Add 'fit' or 'resize', or set config.size."
-    )
+  check_shape(field, result, context)
   if result.dtype != np.float32:
     raise UserError(
       f"{field}: the ops give {result.dtype}. End with 'range(-1, 1)'."

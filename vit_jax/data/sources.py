@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -23,7 +23,12 @@ class Record(TypedDict):
 
 @runtime_checkable
 class Source(Protocol):
-  """Records by index; the order belongs to the loader."""
+  """Records by index; the order belongs to the loader.
+
+  Optional: `parts`, see mixture.py; `broken`, messages of the records that were
+  found damaged when the source was opened. A record that cannot be read raises
+  BadRecord. Several threads read at once.
+  """
 
   classes: tuple[str, ...]  # names, in the order of the labels
   size: tuple[int, int]  # (h, w) to train at if the config does not say
@@ -38,6 +43,28 @@ def parse_name(name: str) -> tuple[str, str]:
   """'folder:/data/pets' -> ('folder', '/data/pets')."""
   kind, _, argument = name.partition(':')
   return kind, argument
+
+
+def location(text: str) -> Any:
+  """A Path, or what is used like one: of fsspec, 's3://bucket/images'.
+
+  Raises:
+    UserError: a protocol of which the package is not installed.
+  """
+  if '://' not in text:
+    return Path(text).expanduser()
+  from upath import UPath  # only here: its import takes a while
+
+  try:
+    return UPath(text)
+  except (ImportError, ValueError) as error:
+    raise UserError(f'{text} cannot be opened: {error}.') from error
+
+
+def place_of(name: str) -> int:
+  """64 bits of the hash of a name: a place that no other record changes."""
+  hashed = hashlib.sha256(name.encode()).digest()[:8]
+  return int.from_bytes(hashed, 'big')
 
 
 def split_base(text: str) -> str:

@@ -1,0 +1,281 @@
+"""Tar shards of WebDataset: KEY.jpg and KEY.cls; indexed once, read by offset.
+
+An index holds where each picture begins, so that any record is one read, in any
+order; a shard is scanned once and its index kept in the user's cache, or in
+`data.index_dir` (a shared disk, for many hosts). In memory a record takes about
+50 bytes and no Python object.
+"""
+
+import hashlib
+import json
+import os
+import re
+import statistics
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from vit_jax.data.images import EXTENSIONS, header
+from vit_jax.data.sources import Record, place_of, split_base, split_range
+from vit_jax.errors import BadRecord, UserError
+
+_LABELS = ('.cls', '.json')
+_SAMPLE = 64  # pictures of which the headers tell size and channels
+
+
+def expand(pattern: str) -> list[str]:
+  """'a-{00..02}.tar' -> ['a-00.tar', 'a-01.tar', 'a-02.tar']."""
+  match = re.search(r'\{(\d+)\.\.(\d+)\}', pattern)
+  if not match:
+    return [pattern]
+  first, last = int(match[1]), int(match[2])
+  numbers = [str(i).zfill(len(match[1])) for i in range(first, last + 1)]
+  before, after = pattern[: match.start()], pattern[match.end() :]
+  return [text for n in numbers for text in expand(before + n + after)]
+
+
+def _open(pattern: str) -> tuple[Any, list[str]]:
+  """The file system of a pattern and the shards there, in order."""
+  import fsspec  # only here: its import takes a while
+
+  try:
+    texts = expand(pattern)
+    fs = fsspec.core.url_to_fs(texts[0])[0]
+    found = []
+    for text in texts:
+      path = fs._strip_protocol(text)
+      exact = not re.search(r'[*?[]', path)
+      found += [path] if exact and fs.exists(path) else []
+      found += [] if exact else fs.glob(path)
+  except (ImportError, ValueError, OSError) as error:
+    raise UserError(
+      f"config.data.name = 'tar:{pattern}' cannot be opened: {error}."
+    ) from error
+  return fs, sorted(found)
+
+
+def _label(shard: str, name: str, extension: str, content: bytes) -> str:
+  """The text of a .cls file, or the 'label' of a .json file."""
+  try:
+    text = content.decode().strip()
+    value = json.loads(text)['label'] if extension == '.json' else text
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{shard}: {name} gives no label ({error!r}): a .cls file holds it, a '
+      ".json file has it under 'label'."
+    ) from error
+  return str(value)
+
+
+def _scan(fs: Any, shard: str) -> dict[str, np.ndarray]:
+  """Where the pictures of a shard are, and what they show."""
+  pictures: dict[str, tuple[int, int]] = {}
+  labels: dict[str, str] = {}
+  cut, end = '', 0
+  with fs.open(shard, 'rb') as file:
+    try:
+      with tarfile.open(fileobj=file, mode='r:') as tar:
+        for member in tar:
+          folder, _, base = member.name.rpartition('/')
+          stem, dot, rest = base.partition('.')
+          name, extension = f'{folder}/{stem}', '.' + rest.lower()
+          if not member.isfile() or not dot:
+            continue
+          if extension in EXTENSIONS:
+            pictures[name] = member.offset_data, member.size
+          elif extension in _LABELS:
+            content = tar.extractfile(member)
+            assert content is not None
+            labels[name] = _label(shard, base, extension, content.read())
+          end = member.offset_data + -(-member.size // 512) * 512
+      file.seek(end)
+      if file.read(512) != bytes(512):
+        cut = 'it has no end'
+    except (tarfile.TarError, OSError, EOFError) as error:
+      cut = str(error)
+  names = [name for name in pictures if name in labels]
+  if not cut and len(names) < len(pictures):
+    lost = next(name for name in pictures if name not in labels)
+    raise UserError(f'{shard}: {lost.lstrip("/")} has no .cls or .json file.')
+  places = [place_of(name) for name in names]
+  return {
+    'offset': np.array([pictures[n][0] for n in names], np.int64),
+    'size': np.array([pictures[n][1] for n in names], np.int32),
+    'place': np.array(places, np.uint64),
+    'label': np.array([labels[n].encode() for n in names], np.bytes_),
+    'name': np.array([n.lstrip('/').encode() for n in names], np.bytes_),
+    'cut': np.array(cut),
+  }
+
+
+def _index(fs: Any, shard: str, folder: Path) -> dict[str, np.ndarray]:
+  """The index of a shard: from the cache, or made and kept there."""
+  unique = f'{shard} {fs.ukey(shard)}'
+  path = folder / f'{hashlib.sha256(unique.encode()).hexdigest()[:32]}.npz'
+  try:
+    with np.load(path) as kept:
+      return dict(kept)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    index = _scan(fs, shard)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.stem}.{os.getpid()}.npz')
+    np.savez(temporary, **index)
+    temporary.replace(path)
+  except OSError as error:
+    logging.warning('%s: the index is not kept (%s)', path, error)
+  return index
+
+
+class Tar:
+  """Records of tar shards, on a disk or at a URL of fsspec's.
+
+  `tar:PATTERN` with '*' or '{000..146}'. '{split}' in it stands for the split:
+  'train', and 'test' or else 'val' or 'validation'; without it `holdout` of the
+  records, chosen by the hash of their keys, are the split 'test'. Labels are
+  numbers, named by the lines of a classes.txt beside the shards if there is
+  one, or names, numbered in sorted order. Records are in the order of their
+  keys' hashes, so that 'train[:90%]' is a fair sample.
+
+  Attributes:
+    broken: which shards are cut short.
+  """
+
+  def __init__(
+    self,
+    argument: str,
+    split: str,
+    *,
+    holdout: float = 0.2,
+    index_dir: str = '',
+  ):
+    if not 0 < holdout < 1:
+      raise UserError(f'config.data.holdout = {holdout}: a fraction, 0 to 1.')
+    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+    self._folder = Path(index_dir) if index_dir else cache / 'vit_jax' / 'tar'
+    self._pattern, base = argument, split_base(split)
+    held = '{split}' not in argument
+    if held and base not in ('train', 'test'):
+      raise UserError(
+        f"split {split!r}: 'tar:{argument}' has 'train' and 'test' only; write "
+        "'{split}' where the names of its shards have the split."
+      )
+    self._load('train')
+    self.classes = self._name_classes()
+    if not held and base != 'train':
+      self._load(base)
+    self._labels = self._number_labels()
+    place = np.concatenate([index['place'] for index in self._indices])
+    order = np.argsort(place, kind='stable')
+    if held:
+      test = place[order] < np.uint64(holdout * 2**64)
+      order = order[test if base == 'test' else ~test]
+    part = split_range(split, len(order))
+    self._order = order[part.start : part.stop]
+    self._survey()
+
+  def _load(self, base: str):
+    """The shards of a split and their indices, one after the other."""
+    others = ('val', 'validation') if base == 'test' else ()
+    for name in (base, *others):
+      fs, shards = _open(self._pattern.replace('{split}', name))
+      if shards:
+        break
+    else:
+      raise UserError(
+        f"config.data.name = 'tar:{self._pattern}': no shards"
+        + (f' of the split {base!r}.' if '{split}' in self._pattern else '.')
+      )
+    self._fs, self._shards = fs, shards
+    with ThreadPoolExecutor(8) as pool:
+      run = pool.map(lambda shard: _index(fs, shard, self._folder), shards)
+      self._indices = []
+      for number, index in enumerate(run, 1):
+        self._indices.append(index)
+        logging.log_every_n_seconds(
+          logging.INFO, 'indexed %d of %d shards', 30, number, len(shards)
+        )
+    self.broken = tuple(
+      f'{shard} is damaged after {len(index["name"])} records ({index["cut"]}).'
+      for shard, index in zip(shards, self._indices, strict=True)
+      if str(index['cut'])
+    )
+    self._starts = np.cumsum([0] + [len(i['name']) for i in self._indices])
+    if not self._starts[-1]:
+      raise UserError(
+        f'{shards[0]}: no pictures ({", ".join(EXTENSIONS)}) with a .cls or '
+        '.json file of the same name. ' + ' '.join(self.broken[:1])
+      )
+
+  def _texts(self) -> np.ndarray:
+    return np.concatenate([index['label'] for index in self._indices])
+
+  def _name_classes(self) -> tuple[str, ...]:
+    texts = [text.decode() for text in np.unique(self._texts())]
+    if not all(re.fullmatch(r'\d+', text) for text in texts):
+      return tuple(sorted(texts))
+    beside = self._shards[0].rpartition('/')[0] + '/classes.txt'
+    if self._fs.exists(beside):
+      return tuple(self._fs.cat_file(beside).decode().splitlines())
+    return tuple(map(str, range(1 + max(map(int, texts)))))
+
+  def _number_labels(self) -> np.ndarray:
+    known = {name: number for number, name in enumerate(self.classes)}
+    texts, inverse = np.unique(self._texts(), return_inverse=True)
+    numbers = []
+    for text in (text.decode() for text in texts):
+      digits = re.fullmatch(r'\d+', text) and text not in known
+      number = int(text) if digits else known.get(text, len(known))
+      if number >= len(known):
+        raise UserError(
+          f"'tar:{self._pattern}': label {text!r} is none of the "
+          f'{len(known)} classes.'
+        )
+      numbers.append(number)
+    return np.array(numbers, np.int32)[inverse]
+
+  def _survey(self):
+    """Size and channels of some, and the fingerprint of all."""
+    step = max(1, len(self) // _SAMPLE)
+    looked = []
+    for index in range(0, len(self), step):
+      try:
+        record = self[index]
+        looked.append(header(record['image'], record['key']))
+      except BadRecord:
+        continue
+    if not looked:
+      raise UserError(f"'tar:{self._pattern}': no picture can be read.")
+    self.channels = 1 if all(grey for _, grey in looked) else 3
+    side = min(64, round(statistics.median(min(s) for s, _ in looked)))
+    self.size = (side, side)
+    sha = hashlib.sha256(repr(self.classes).encode())
+    for shard, index in zip(self._shards, self._indices, strict=True):
+      sha.update(shard.rpartition('/')[2].encode())
+      for key in ('place', 'size', 'offset'):
+        sha.update(index[key].tobytes())
+    sha.update(self._order.tobytes() + self._labels.tobytes())
+    self.fingerprint = sha.hexdigest()
+
+  def __len__(self) -> int:
+    return len(self._order)
+
+  def __getitem__(self, index: int) -> Record:
+    number = int(self._order[index])
+    which = int(np.searchsorted(self._starts, number, side='right')) - 1
+    shard, at = self._shards[which], number - int(self._starts[which])
+    rows = self._indices[which]
+    start, size = int(rows['offset'][at]), int(rows['size'][at])
+    key = f'{shard}: {rows["name"][at].decode()}'
+    try:
+      image = self._fs.cat_file(shard, start=start, end=start + size)
+    except OSError as error:
+      raise BadRecord(f'{key} cannot be read: {error}.') from error
+    if len(image) != size:
+      raise BadRecord(f'{key} is cut short: {len(image)} of {size} bytes.')
+    return {'image': image, 'label': int(self._labels[number]), 'key': key}
