@@ -128,6 +128,7 @@ def make_train_step(
 
   def train_step(state, batch):
     key = key_for(seed, state.step, 'dropout')
+    batch = task.augment(batch, key_for(seed, state.step, 'mix'))
     grads, sums = _sums_and_grads(
       task, apply, state.params, batch, key, accumulate
     )

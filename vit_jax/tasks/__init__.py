@@ -22,6 +22,10 @@ class Task(Protocol):
 
   best: str  # the metric, higher is better, that picks the best checkpoint
 
+  def augment(self, batch: Batch, key: jax.Array) -> Batch:
+    """A training batch before the step divides it into micro-batches."""
+    ...
+
   def loss(
     self, apply: Apply, params: Any, batch: Batch, key: jax.Array
   ) -> tuple[Sums, Metrics]:

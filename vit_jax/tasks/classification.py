@@ -1,33 +1,46 @@
 """Classification: one label an image; softmax or sigmoid cross-entropy."""
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vit_jax.errors import UserError
+from vit_jax.tasks import mixing
+
+
+def targets_of(
+  batch: dict[str, jax.Array], classes: int, smoothing: float = 0.0
+) -> Float[Array, 'B Y']:
+  """Each example's distribution over the classes; sums to 1.
+
+  Args:
+    batch: label (B,); where images are mixed, `other` and `share` too.
+    classes: Y.
+    smoothing: this much of the mass is spread evenly over all classes.
+  """
+  targets = jax.nn.one_hot(batch['label'], classes)
+  if 'other' in batch:
+    share = batch['share'][:, None]
+    other = jax.nn.one_hot(batch['other'], classes)
+    targets = targets * share + other * (1 - share)
+  return targets * (1 - smoothing) + smoothing / classes
 
 
 def cross_entropy(
-  logits: Float[Array, 'B Y'],
-  labels: Int[Array, 'B'],
-  objective: str,
-  smoothing: float,
+  logits: Float[Array, 'B Y'], targets: Float[Array, 'B Y'], objective: str
 ) -> Float[Array, 'B']:
   """Loss of each example in nats.
 
   Args:
     logits: one score a class, in float32.
-    labels: class numbers.
+    targets: see `targets_of`.
     objective: 'softmax', or 'sigmoid': a yes or no for each class, summed over
       the classes (arXiv 2006.07159).
-    smoothing: this much of the label's mass is spread evenly over all classes.
   """
-  classes = logits.shape[-1]
-  targets = jax.nn.one_hot(labels, classes) * (1 - smoothing)
-  targets += smoothing / classes
   if objective == 'sigmoid':
     return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
   return optax.softmax_cross_entropy(logits, targets)
@@ -44,6 +57,9 @@ class Classification:
     classes: int,
     objective: Literal['softmax', 'sigmoid'] = 'softmax',
     label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    mix_probability: float = 1.0,
   ):
     """Keyword parameters with defaults are the fields of `config.task`.
 
@@ -51,9 +67,10 @@ class Classification:
       classes: Y, from the data.
       objective: the loss; see `cross_entropy`.
       label_smoothing: for training only, in [0, 1).
+      mixup, cutmix, mix_probability: see mixing.mix.
 
     Raises:
-      UserError: the smoothing is not in [0, 1).
+      UserError: a value out of its range.
     """
     if not 0 <= label_smoothing < 1:
       raise UserError(
@@ -62,15 +79,23 @@ class Classification:
     self.classes = classes
     self.objective = objective
     self.label_smoothing = label_smoothing
+    mixing.check(mixup, cutmix, mix_probability)
+    self._mixed = mixup > 0 or cutmix > 0
+    self._mix = functools.partial(
+      mixing.mix, mixup=mixup, cutmix=cutmix, probability=mix_probability
+    )
+
+  def augment(self, batch, key):
+    """The batch, images and labels mixed if the config says so."""
+    return self._mix(batch, key) if self._mixed else batch
 
   def loss(self, apply, params, batch, key):
     """((sum of losses, examples), metrics as such pairs)."""
     logits = apply(params, batch['image'], key=key)
     mask = batch['mask']
-    losses = cross_entropy(
-      logits, batch['label'], self.objective, self.label_smoothing
-    )
-    hits = jnp.argmax(logits, -1) == batch['label']
+    targets = targets_of(batch, self.classes, self.label_smoothing)
+    losses = cross_entropy(logits, targets, self.objective)
+    hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
     weight = mask.sum()
     return ((losses * mask).sum(), weight), {
       'accuracy': ((hits * mask).sum(), weight)
@@ -88,7 +113,8 @@ class Classification:
     index = jnp.arange(logits.shape[-1])
     tied = (logits == score) & (index >= label[:, None])
     rank = (~((logits < score) | tied)).sum(-1)
-    losses = cross_entropy(logits, label, self.objective, 0.0)
+    targets = targets_of(batch, self.classes)
+    losses = cross_entropy(logits, targets, self.objective)
     weight = mask.sum()
     return {
       name: ((values * mask).sum(), weight)
