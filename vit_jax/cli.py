@@ -152,6 +152,35 @@ def _predict(args: argparse.Namespace) -> int:
   return 0
 
 
+def _data(args: argparse.Namespace) -> int:
+  import json
+
+  from vit_jax import config, inspect_data
+  from vit_jax.setup import Setup
+
+  if args.action == 'prepare':
+    from vit_jax.data.tfds import prepare
+
+    print(prepare(args.name, args.data_dir))
+    return 0
+  if args.action == 'preview':
+    setup = Setup(_load_config(args))
+    inspect_data.preview(setup, args.split, args.batch, args.count, args.output)
+    print(args.output)
+    return 0
+  if args.data:
+    overrides = [('data.name', args.data), *args.overrides]
+    loaded = config.load(args.config, overrides)
+  else:
+    loaded = _load_config(args)
+  report = inspect_data.check(loaded, args.split.split(','))
+  print(json.dumps(report) if args.json else inspect_data.text(report))
+  bad = sum(len(report[s]['unreadable']) for s in args.split.split(','))
+  if bad:
+    raise UserError(f'{bad:,} records of {loaded.data.name} cannot be read.')
+  return 0
+
+
 class _Parser(argparse.ArgumentParser):
   """Answers a mistake with one line, not with the usage of all flags."""
 
@@ -247,7 +276,39 @@ def _parser() -> argparse.ArgumentParser:
   inspect.add_argument('--weights', type=Path, metavar='FILE')
   inspect.add_argument('--json', action='store_true', help='for machines')
   _weights_flags(inspect)
+  _data_flags(add('data', _data, 'check, preview or prepare data'), config)
   return parser
+
+
+def _data_flags(command: argparse.ArgumentParser, config: dict):
+  actions = command.add_subparsers(
+    dest='action', metavar='check|preview|prepare', required=True
+  )
+  check = actions.add_parser(
+    'check',
+    help='read every record: counts, sizes, classes, what is unreadable',
+    allow_abbrev=False,
+  )
+  preview = actions.add_parser(
+    'preview',
+    help='a PNG of what the model is fed, augmentation included',
+    allow_abbrev=False,
+  )
+  for action, split in ((check, 'train,test'), (preview, 'train')):
+    action.add_argument('--config', **config)
+    action.add_argument('--split', default=split, help=f'default: {split}')
+  check.add_argument(
+    '--data', metavar='NAME', help='of config.data.name, as in folder:PATH'
+  )
+  check.add_argument('--json', action='store_true', help='for machines')
+  preview.add_argument('--batch', type=int, default=0, help='number, from 0')
+  preview.add_argument('--count', type=int, default=32, help='of pictures')
+  preview.add_argument('--output', type=Path, default=Path('preview.png'))
+  prepare = actions.add_parser(
+    'prepare', help='a tfds data set as array_record', allow_abbrev=False
+  )
+  prepare.add_argument('name', metavar='tfds:NAME')
+  prepare.add_argument('--data_dir', default='', help="default: tfds' own")
 
 
 def _unknown(words: Sequence[str], args: argparse.Namespace) -> NoReturn:
@@ -272,7 +333,7 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
   if args.command is None:
     parser.print_help()
     return 0
-  if overrides and args.command not in ('train', 'inspect'):
+  if overrides and args.command not in ('train', 'inspect', 'data'):
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
   args.overrides, args.stop = overrides, stop
   _cache_compilations()

@@ -22,6 +22,21 @@ def _fields(group: Any) -> dict[str, Any]:
   return {k: v for k, v in group.items() if k != 'name'}
 
 
+def open_group(data: Any, name: str, **changed: Any) -> Source:
+  """The source of a group of config.data, or of a split expression.
+
+  Args:
+    data: the group `data` of a complete config.
+    name: 'test', or 'train[1150:]'.
+    **changed: fields of `data` to take other values for.
+  """
+  group = data.get(name)
+  split = (group.split or name) if hasattr(group, 'split') else name
+  shared = ('examples', 'classes', 'on_error')
+  fields = {k: data[k] for k in [*shared, *source_fields(data.name)]}
+  return open_split(data.name, split, **fields | changed)
+
+
 class Setup:
   """The parts of a run. What needs no device is checked when it is made.
 
@@ -139,12 +154,7 @@ class Setup:
 
   def source(self, name: str) -> Source:
     """The source of a group of config.data, or of a split of its own."""
-    data = self.config.data
-    group = data.get(name)
-    split = (group.split or name) if hasattr(group, 'split') else name
-    shared = ('examples', 'classes', 'on_error')
-    fields = {k: data[k] for k in [*shared, *source_fields(data.name)]}
-    return open_split(data.name, split, **fields)
+    return open_group(self.config.data, name)
 
   def loader(self, name: str, source: Source) -> loader.Loader:
     """Batches of a source, by the ops of `name` (or those of 'test')."""

@@ -193,6 +193,10 @@ class Loader:
     """The batch that step number `step` (from 0) trains on."""
     return self._finish(self._train(step, map))
 
+  def eval_batch(self, number: int) -> Batch:
+    """Records in order; beyond the last one the mask is 0."""
+    return self._finish(self._evaluate(number, map))
+
   def train(self, start: int, stop: int) -> Iterator[Batch]:
     """Batches of steps start to stop - 1, loaded ahead by the workers."""
     return self._ahead(self._train, start, stop)

@@ -1,0 +1,219 @@
+"""Looking at data before training on them: every record, or a picture."""
+
+import collections
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from vit_jax import step as step_lib
+from vit_jax.data.images import decode, header
+from vit_jax.data.sources import Source
+from vit_jax.errors import BadRecord, UserError
+from vit_jax.setup import Setup, open_group
+from vit_jax.viz.contact_sheet import draw_contact_sheet
+
+_SHOWN = 10  # records of a kind that are listed by name
+
+
+def _look(source: Source, index: int) -> tuple[int, int, int, bool, int]:
+  """(hash, h, w, whether it is grey, label) of a record, wholly decoded."""
+  record = source[index]
+  image, key = record['image'], record['key']
+  if isinstance(image, bytes):
+    (h, w), grey = header(image, key)
+    decode(image, 1 if grey else 3, key)
+  else:
+    h, w, grey = image.shape[0], image.shape[1], image.shape[2] == 1
+    image = image.tobytes()
+  digest = hashlib.blake2b(image, digest_size=8).digest()
+  return int.from_bytes(digest, 'big'), h, w, grey, record['label']
+
+
+def _walk(source: Source, workers: int) -> Iterator[Any]:
+  """What `_look` finds of each record, in order, or the BadRecord it raised."""
+
+  def attempt(index):
+    try:
+      return _look(source, index)
+    except BadRecord as error:
+      return error
+
+  with ThreadPoolExecutor(max(1, workers)) as pool:
+    for start in range(0, len(source), 1024):  # bounded: 100 M may come
+      yield from pool.map(attempt, range(start, min(start + 1024, len(source))))
+
+
+def _of_split(source: Source, name: str, workers: int) -> tuple[dict, Any]:
+  """The report of a split, and the hash of each sound record by its index."""
+  size = len(source)
+  sizes, labels = np.zeros((size, 2), np.int32), np.zeros(size, np.int32)
+  hashes, grey = np.zeros(size, np.uint64), np.zeros(size, bool)
+  bad = np.zeros(size, bool)
+  unreadable = list(getattr(source, 'broken', ()))
+  found = track(
+    _walk(source, workers),
+    f'checking {name}',
+    total=size,
+    console=Console(stderr=True),
+    disable=not Console(stderr=True).is_terminal,
+  )
+  for i, result in enumerate(found):
+    if isinstance(result, BadRecord):
+      bad[i] = True
+      if str(result) not in unreadable:
+        unreadable.append(str(result))
+    else:
+      hashes[i], *sizes[i], grey[i], labels[i] = result
+  good = ~bad
+  if not good.any():
+    raise UserError(f'split {name!r}: no record can be read: {unreadable[0]}')
+  counts = np.bincount(labels[good], minlength=len(source.classes))
+  sound = np.flatnonzero(good)
+  _, first = np.unique(hashes[good], return_index=True)
+  copies = np.setdiff1d(np.arange(len(sound)), first)
+  return {
+    'examples': size,
+    'unreadable': unreadable,
+    'duplicates': len(copies),
+    'duplicate_keys': [source[int(sound[i])]['key'] for i in copies[:_SHOWN]],
+    'grey': int(grey[good].sum()),
+    'height': [int(x) for x in np.percentile(sizes[good, 0], (0, 50, 100))],
+    'width': [int(x) for x in np.percentile(sizes[good, 1], (0, 50, 100))],
+    'classes': dict(zip(source.classes, counts.tolist(), strict=True)),
+    'fingerprint': source.fingerprint,
+  }, (hashes, sound)
+
+
+def check(
+  config: ml_collections.FrozenConfigDict, splits: Sequence[str]
+) -> dict[str, Any]:
+  """Reads every record of some splits: what is there and what is wrong.
+
+  Args:
+    config: complete; its group `data` says what to read.
+    splits: groups of config.data, or expressions such as 'train[:10%]'.
+
+  Returns:
+    {split: counts, sizes [least, median, largest], unreadable, duplicates by
+    content, examples of each class, fingerprint}, and under 'shared' the number
+    of pictures that stand in two splits.
+
+  Raises:
+    UserError: a split cannot be opened, or nothing of it can be read.
+  """
+  report: dict[str, Any] = {}
+  seen: dict[str, Any] = {}
+  for split in splits:
+    source = open_group(config.data, split, on_error='skip')
+    workers = config.data.workers
+    report[split], (hashes, sound) = _of_split(source, split, workers)
+    seen[split] = hashes[sound]
+  report['shared'] = {
+    f'{a} and {b}': len(np.intersect1d(seen[a], seen[b]))
+    for i, a in enumerate(splits)
+    for b in splits[i + 1 :]
+  }
+  return report
+
+
+def text(report: dict[str, Any]) -> str:
+  """The report as a table and lists, for people."""
+  console = Console(width=100, highlight=False)
+  splits = [name for name in report if name != 'shared']
+  table = Table('', *splits)
+  for row in ('examples', 'duplicates', 'grey', 'height', 'width'):
+    cells = [report[s][row] for s in splits]
+    table.add_row(
+      row,
+      *(
+        f'{c[0]} to {c[2]}, median {c[1]}' if isinstance(c, list) else f'{c:,}'
+        for c in cells
+      ),
+    )
+  table.add_row(
+    'unreadable', *(f'{len(report[s]["unreadable"]):,}' for s in splits)
+  )
+  for label in ('classes', 'fewest', 'most', 'fingerprint'):
+    table.add_row(label, *(_about(report[s], label) for s in splits))
+  with console.capture() as capture:
+    console.print(table)
+    for split in splits:
+      for line in report[split]['unreadable'][:_SHOWN]:
+        console.print(f'unreadable: {line}', markup=False, soft_wrap=True)
+      for key in report[split]['duplicate_keys']:
+        console.print(f'duplicate: {key}', markup=False, soft_wrap=True)
+    for pair, count in report['shared'].items():
+      if count:
+        console.print(f'{count:,} pictures are in both {pair}.')
+  return capture.get().rstrip()
+
+
+def _about(split: dict[str, Any], label: str) -> str:
+  counts = collections.Counter(split['classes'])
+  if label == 'classes':
+    return str(len(counts))
+  if label == 'fingerprint':
+    return split['fingerprint'][:16]
+  name, count = (
+    counts.most_common()[-1] if label == 'fewest' else counts.most_common()[0]
+  )
+  return f'{count:,} of {name}'
+
+
+def preview(setup: Setup, split: str, number: int, count: int, output: Path):
+  """Draws what the model is fed: a batch after the ops, and after mixing.
+
+  Args:
+    setup: of the config.
+    split: 'train', or another group of config.data.
+    number: of the batch, from 0.
+    count: pictures.
+    output: the PNG to write.
+  """
+  if number < 0 or count < 1:
+    raise UserError(f'--batch={number}: from 0; --count={count}: from 1.')
+  train = split == 'train'
+  source = setup.train_source if train else setup.source(split)
+  loader = setup.loader(split, source)
+  with jax.set_mesh(setup.mesh):
+    if train:
+      batch = loader.train_batch(number)
+      key = step_lib.key_for(setup.config.seed, number, 'mix')
+      batch = setup.task.augment(batch, key)
+    else:
+      batch = loader.eval_batch(number)
+  batch = {name: np.asarray(array) for name, array in batch.items()}
+  rows = np.flatnonzero(batch['mask'])[:count]
+  if not len(rows):
+    raise UserError(f'--batch={number}: split {split!r} has no such batch.')
+  names = setup.info.classes
+  captions = []
+  for row in rows:
+    caption = names[batch['label'][row]]
+    share = batch['share'][row] if 'share' in batch else 1.0
+    if share < 1:
+      other = names[batch['other'][row]]
+      caption = f'{caption}: {share:.0%},  {other}: {1 - share:.0%}'
+    captions.append(caption)
+  images = batch['image'][rows]
+  if loader.pipeline.affine is not None:
+    scale, offset = loader.pipeline.affine
+    images = (images - offset) / scale
+  else:  # an op after the normalisation: only the contrast is known
+    low, high = np.percentile(images, (0.5, 99.5))
+    images = (images - low) * (255 / max(high - low, 1e-6))
+  pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+  title = (
+    f'{setup.config.data.name}, {split}, batch {number}: '
+    f'{" ".join(setup.config.data[split].ops)}'
+  )
+  draw_contact_sheet(pixels, captions, title, output)

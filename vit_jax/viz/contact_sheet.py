@@ -1,0 +1,50 @@
+"""A contact sheet: many small pictures with captions, as one PNG."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP, _LINE, _LEAST = 8, 14, 96
+
+
+def _fit(text: str, font: Any, width: int) -> str:
+  if font.getlength(text) <= width:
+    return text
+  while text and font.getlength(text + '…') > width:
+    text = text[:-1]
+  return text + '…'
+
+
+def draw_contact_sheet(
+  images: np.ndarray, captions: Sequence[str], title: str, path: Path
+):
+  """Writes images uint8 (n, h, w, c) with a line under each.
+
+  Small ones are enlarged by a whole factor, without smoothing, so that every
+  pixel can be seen.
+  """
+  n, h, w, c = images.shape
+  zoom = max(1, round(_LEAST / max(h, w)))
+  h, w = h * zoom, w * zoom
+  columns = max(1, min(n, math.ceil(math.sqrt(1.5 * n * h / w))))
+  rows = math.ceil(n / columns)
+  width = columns * (w + _GAP) + _GAP
+  sheet = Image.new(
+    'RGB', (width, rows * (h + _LINE + _GAP) + _LINE + 2 * _GAP), '#f4f4f2'
+  )
+  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+  draw.text(
+    (_GAP, _GAP), _fit(title, font, width - 2 * _GAP), fill='#222', font=font
+  )
+  for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    x = _GAP + (i % columns) * (w + _GAP)
+    y = 2 * _GAP + _LINE + (i // columns) * (h + _LINE + _GAP)
+    picture = Image.fromarray(image[..., 0] if c == 1 else image)
+    sheet.paste(picture.resize((w, h), Image.Resampling.NEAREST), (x, y))
+    draw.text((x, y + h + 1), _fit(caption, font, w), fill='#222', font=font)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  sheet.save(path)
