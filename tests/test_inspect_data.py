@@ -23,7 +23,7 @@ def pictures(tmp_path):
       folder = tmp_path / split / kind
       folder.mkdir(parents=True)
       for i in range(count):
-        content = png(10 * i + ord(kind[0]) - ord(split[1]), 8 + i, 8)
+        content = png(10 * i + len(split) + ord(kind[0]) % 7, 8 + i, 8)
         (folder / f'{i}.png').write_bytes(content)
   train = tmp_path / 'train'
   (train / 'dog' / '2.png').write_bytes((train / 'cat' / '1.png').read_bytes())

@@ -29,12 +29,13 @@ def _look(source: Source, index: int) -> tuple[int, int, int, bool, int]:
   record = source[index]
   image, key = record['image'], record['key']
   if isinstance(image, bytes):
-    (h, w), grey = header(image, key)
-    decode(image, 1 if grey else 3, key)
-  else:
-    h, w, grey = image.shape[0], image.shape[1], image.shape[2] == 1
-    image = image.tobytes()
-  digest = hashlib.blake2b(image, digest_size=8).digest()
+    grey = header(image, key)[1]
+    image = decode(image, 1 if grey else 3, key)
+  h, w, channels = image.shape
+  grey = channels == 1
+  # Of pixels: a source may keep them decoded, in one split and not in another.
+  pixels = f'{h} {w} {channels} '.encode() + image.tobytes()
+  digest = hashlib.blake2b(pixels, digest_size=8).digest()
   return int.from_bytes(digest, 'big'), h, w, grey, record['label']
 
 
