@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import time
 
 import fsspec
 import numpy as np
@@ -15,7 +16,9 @@ from vit_jax.data.mixture import parse_mixture
 from vit_jax.data.order import _BLOCK, mixture_at, records_at, shares
 from vit_jax.data.tar import expand
 from vit_jax.errors import BadRecord, UserError
-from vit_jax.writers import read_metrics
+from vit_jax.setup import Setup
+from vit_jax.train import Log
+from vit_jax.writers import Terminal, Writers, read_metrics
 
 from .test_data import equal, fetch, make
 
@@ -496,3 +499,23 @@ def test_ops_are_split_between_host_and_devices():
       host * scale + offset, pipeline(image, ops.Context((8, 8), 3)), atol=1e-5
     )
   assert ops.build('ops', (text, 'flip')).affine is None
+
+
+@pytest.mark.parametrize('share, words', [(0.6, 1), (0.05, 0)])
+def test_a_run_that_waits_for_data_says_so_once(
+  small_config, tmp_path, capsys, share, words
+):
+  setup = Setup(small_config(log_every='5 steps', total='100 steps'))
+  writers = Writers(tmp_path, 0)
+  log = Log(setup, writers, Terminal(100, 0), begun=0.0)
+  metrics = {'loss': np.float32(1), 'finite': np.True_}
+  for step in range(1, 41):
+    log._since = time.perf_counter() - 0.1 * (log._steps + 1)
+    log.step(step, metrics, waited=0.1 * share)
+  writers.close()
+  said = capsys.readouterr().out
+  assert said.count('the run is input-bound') == words
+  assert said.count('config.data.workers (now 2') == words
+  lines = read_metrics(tmp_path / 'metrics.jsonl')
+  waits = [line['time/input_wait'] for line in lines]
+  assert waits and waits == pytest.approx([0.1 * share] * len(waits), rel=0.3)

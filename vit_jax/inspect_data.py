@@ -34,8 +34,10 @@ def _look(source: Source, index: int) -> tuple[int, int, int, bool, int]:
   h, w, channels = image.shape
   grey = channels == 1
   # Of pixels: a source may keep them decoded, in one split and not in another.
-  pixels = f'{h} {w} {channels} '.encode() + image.tobytes()
-  digest = hashlib.blake2b(pixels, digest_size=8).digest()
+  pixels = np.broadcast_to(image, (h, w, 3)).tobytes()
+  digest = hashlib.blake2b(
+    f'{h} {w} '.encode() + pixels, digest_size=8
+  ).digest()
   return int.from_bytes(digest, 'big'), h, w, grey, record['label']
 
 
