@@ -174,6 +174,15 @@ def test_a_hundred_million_records_need_no_table():
   assert 0.4 < sample.mean() / n < 0.6
 
 
+def test_an_order_kept_at_hand_is_the_one_computed(monkeypatch):
+  positions = np.array([0, 5, 499, 500, 1234])
+  kept = records_at(positions, 500, 3)
+  monkeypatch.setattr('vit_jax.data.order._SMALL', 0)
+  for a, b in zip(kept, records_at(positions, 500, 3), strict=True):
+    assert (a == b).all()
+  assert (records_at(positions, 500, 4)[1] != kept[1]).any()
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
   n = 500
   orders = {

@@ -11,6 +11,7 @@ import functools
 import numpy as np
 
 _ROUNDS = 12
+_SMALL = 2**16  # records of which the order of an epoch is kept at hand
 _BLOCK = 2**16  # examples in which a mixture keeps its shares exactly
 
 
@@ -55,6 +56,12 @@ def shuffle(index: np.ndarray, n: int, key: int) -> np.ndarray:
   return result.astype(np.int64)
 
 
+@functools.lru_cache(maxsize=8)
+def _table(n: int, key: int) -> np.ndarray:
+  """All of a small permutation, kept for the batches of its epoch."""
+  return shuffle(np.arange(n), n, key)
+
+
 def records_at(
   positions: np.ndarray, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +76,12 @@ def records_at(
   records = np.empty_like(places)
   for epoch in np.unique(epochs):
     here = epochs == epoch
-    records[here] = shuffle(places[here], n, hash64(seed, int(epoch)))
+    key = hash64(seed, int(epoch))
+    records[here] = (
+      _table(n, key)[places[here]]
+      if n <= _SMALL
+      else shuffle(places[here], n, key)
+    )
   return epochs, records
 
 
