@@ -1,0 +1,40 @@
+"""What an op is told besides the picture, and the types of its arguments."""
+
+import dataclasses
+import functools
+from typing import Annotated, Literal
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What an op may know besides the image."""
+
+  size: tuple[int, int]  # (h, w) the model takes
+  channels: int
+  seed: tuple[int, int] = (0, 0)  # of the random numbers, 64 bits each
+  key: str = ''  # of the record, for messages
+
+  @functools.cached_property
+  def rng(self) -> np.random.Generator:
+    """Made when an op first draws: many pipelines never do."""
+    key = np.array(self.seed, np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+Kernel = Literal['bilinear', 'bicubic', 'area', 'lanczos']
+Border = Literal['edge', 'zero', 'reflect']
+
+# A type with limits: in words for the message, and as a test. `ops.build`
+# applies them, so that a mistake ends before the run.
+Probability = Annotated[float, 'between 0 and 1', lambda x: 0 <= x <= 1]
+Area = Annotated[float, 'over 0, at most 1', lambda x: 0 < x <= 1]
+Fraction = Annotated[float, 'at least 0, below 1', lambda x: 0 <= x < 1]
+Amount = Annotated[float, 'at least 0', lambda x: x >= 0]
+Positive = Annotated[float, 'over 0', lambda x: x > 0]
+Hue = Annotated[float, 'between 0 and 0.5', lambda x: 0 <= x <= 0.5]
+Level = Annotated[float, 'between 0 and 30', lambda x: 0 <= x <= 30]
+Count = Annotated[int, 'at least 0', lambda x: x >= 0]
+Pixels = Annotated[int, 'at least 1', lambda x: x >= 1]
+Grey = Annotated[int, 'between 0 and 256', lambda x: 0 <= x <= 256]
