@@ -159,7 +159,7 @@ def _data(args: argparse.Namespace) -> int:
   from vit_jax.setup import Setup
 
   if args.action == 'prepare':
-    from vit_jax.data.tfds import prepare
+    from vit_jax.data.prepare import prepare
 
     print(prepare(args.name, args.data_dir))
     return 0

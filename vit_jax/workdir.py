@@ -129,11 +129,10 @@ def _commit() -> str | None:
 _PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
-def provenance(info: DataInfo) -> dict[str, Any]:
-  """What this start of the run was made of."""
+def provenance_of_code() -> dict[str, Any]:
+  """What code runs now, and where."""
   devices = jax.devices()
   return {
-    'data': dataclasses.asdict(info),
     'commit': _commit(),
     'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
     'devices': {
@@ -152,8 +151,8 @@ def write_provenance(path: Path, info: DataInfo):
   Raises:
     UserError: the data are not those that the run began with.
   """
-  entry = provenance(info)
-  data = json.loads(json.dumps(entry.pop('data')))
+  entry = provenance_of_code()
+  data = json.loads(json.dumps(dataclasses.asdict(info)))
   saved = read_json(path / 'provenance.json') or {'data': data, 'starts': []}
   if saved['data'] != data:
     names = [name for name in data if data[name] != saved['data'].get(name)]

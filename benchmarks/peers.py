@@ -1,0 +1,262 @@
+"""Those who load pictures: a function each, from a folder to a measurement.
+
+What a peer returns is called with (batches to drop, batches to time) and gives
+images a second; it keeps its iterator between calls.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+BATCH, SIZE = 64, 224
+OURS = ('decode', 'inception_crop', 'flip', 'range(-1, 1)')
+Measure = Callable[[int, int], float]
+
+
+def _files(folder: Path) -> list[str]:
+  return sorted(map(str, (folder / 'jpeg' / 'train').rglob('*.jpeg')))
+
+
+def _timed(batches: Iterator[Any], ready: Callable = lambda x: x) -> Measure:
+  def measure(dropped: int, count: int) -> float:
+    for _ in range(dropped):
+      next(batches)
+    begun = time.perf_counter()
+    for _ in range(count):
+      ready(next(batches))
+    return count * BATCH / (time.perf_counter() - begun)
+
+  return measure
+
+
+def _setup(folder: Path, ops: tuple[str, ...], **fields: Any) -> Any:
+  from vit_jax import config
+  from vit_jax.setup import Setup
+
+  values = {
+    'size': SIZE,
+    'batch_size': BATCH,
+    'model': {'variant': 'Ti/16'},
+    'data': {
+      'name': f'folder:{folder}',
+      'cache_mb': 0,
+      'train': {'ops': ops},
+      'test': {'ops': ('decode', 'fit', 'range(-1, 1)')},
+    },
+  }
+  for name, value in fields.items():
+    group, _, key = name.partition('__')
+    target = values.setdefault(group, {}) if key else values
+    target[key or group] = value
+  return Setup(config.resolve(values))
+
+
+def _stream(setup: Any) -> Iterator[Any]:
+  return setup.loader('train', setup.train_source).train(0, 10**9)
+
+
+def ours(folder: Path) -> Measure:
+  """The loader of this project, JPEGs read from the disk's cache."""
+  import jax
+
+  return _timed(_stream(_setup(folder / 'jpeg', OURS)), jax.block_until_ready)
+
+
+def _bytes(setup: Any) -> Iterator[Any]:
+  """Batches as they reach the devices, uint8: the work of the host alone."""
+  loader = setup.loader('train', setup.train_source)
+  loader.pipeline.affine = None
+  return loader.train(0, 10**9)
+
+
+def ours_bytes(folder: Path) -> Measure:
+  """As `ours`, without the conversion to float32 on the device."""
+  return _timed(_bytes(_setup(folder / 'jpeg', OURS)))
+
+
+def in_memory(folder: Path) -> Measure:
+  """Pictures of the model's size, decoded once, without that conversion."""
+  ops = ('flip', 'range(-1, 1)')
+  setup = _setup(folder / 'png', ops, data__cache_mb=4096)
+  measure = _timed(_bytes(setup))
+  return lambda dropped, count: measure(dropped, 8 * count)
+
+
+def pillow(data: bytes, rng: np.random.Generator) -> np.ndarray:
+  """torchvision's RandomResizedCrop and flip by Pillow, antialiased."""
+  import io
+
+  from vit_jax.data.geometry import inception_box
+
+  image = Image.open(io.BytesIO(data)).convert('RGB')
+  top, left, h, w = inception_box(image.height, image.width, rng, 0.08, 1.0)
+  image = image.crop((left, top, left + w, top + h))
+  image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+  if rng.random() < 0.5:
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  return np.asarray(image, np.float32) / 127.5 - 1
+
+
+class _TorchSet:
+  def __init__(self, files: list[str]):
+    self._files = files
+
+  def __len__(self) -> int:
+    return 10**9
+
+  def __getitem__(self, index: int):
+    data = Path(self._files[index % len(self._files)]).read_bytes()
+    return pillow(data, np.random.default_rng(index)), index % 2
+
+
+def torch(folder: Path) -> Measure:
+  """A DataLoader with two worker processes and Pillow."""
+  from torch.utils.data import DataLoader
+
+  loader = DataLoader(_TorchSet(_files(folder)), BATCH, num_workers=2)
+  return _timed(iter(loader))
+
+
+def tf_data(folder: Path) -> Measure:
+  """decode_and_crop_jpeg and tf.image.resize, as big_vision and others do."""
+  import tensorflow as tf
+
+  def load(path):
+    data = tf.io.read_file(path)
+    shape = tf.image.extract_jpeg_shape(data)
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+      shape,
+      tf.zeros((0, 0, 4), tf.float32),
+      area_range=(0.08, 1),
+      min_object_covered=0,
+      use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], size[:2]], 0)
+    image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
+    image = tf.image.resize(image, (SIZE, SIZE))
+    return tf.image.random_flip_left_right(image) / 127.5 - 1
+
+  data = tf.data.Dataset.from_tensor_slices(_files(folder)).repeat()
+  data = data.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+  data = data.batch(BATCH).prefetch(tf.data.AUTOTUNE)
+  return _timed(data.as_numpy_iterator())
+
+
+def grain(folder: Path) -> Measure:
+  """Grain's MapDataset with its reading threads, and Pillow."""
+  import grain as pygrain
+
+  files = _files(folder)
+
+  def load(index: int):
+    data = Path(files[index % len(files)]).read_bytes()
+    return pillow(data, np.random.default_rng(index))
+
+  data = pygrain.MapDataset.range(10**6).map(load).batch(BATCH)
+  return _timed(iter(data.to_iter_dataset()))
+
+
+def _loop(setup: Any, steps: int, through_the_loader: bool) -> Measure:
+  """Steps of training, on one batch or through the loader, as the loop has it.
+
+  The metrics of a step are fetched while the next one runs.
+  """
+  import jax
+
+  stream, state = _stream(setup), setup.init()
+  fixed = next(stream)
+
+  def measure(dropped: int, _: int) -> float:
+    nonlocal state
+    metrics, begun = None, 0.0
+    with jax.set_mesh(setup.mesh):
+      for step in range(dropped + steps):
+        if step == dropped:
+          jax.block_until_ready(state)
+          begun = time.perf_counter()
+        last, batch = metrics, next(stream) if through_the_loader else fixed
+        state, metrics = setup.train_step(state, batch)
+        jax.device_get(last)
+      jax.block_until_ready(state)
+    seconds = time.perf_counter() - begun
+    return steps * setup.config.batch_size / seconds
+
+  return measure
+
+
+def _digits() -> Any:
+  from vit_jax import config
+  from vit_jax.setup import Setup
+
+  root = Path(__file__).parent.parent
+  return Setup(config.load(str(root / 'configs' / 'digits.py')))
+
+
+def _small(folder: Path) -> Any:
+  return _setup(folder / 'jpeg', OURS, batch_size=8, model__unroll=0)
+
+
+PEERS: dict[str, Callable[[Path], Measure]] = {
+  'ours': ours,
+  'ours, to the device': ours_bytes,
+  'ours, 224x224 in memory, to the device': in_memory,
+  'torch + Pillow': torch,
+  'tf.data, not antialiased': tf_data,
+  'Grain + Pillow': grain,
+  'step on digits': lambda _: _loop(_digits(), 150, False),
+  'loop on digits': lambda _: _loop(_digits(), 150, True),
+  'step on JPEGs': lambda folder: _loop(_small(folder), 6, False),
+  'loop on JPEGs': lambda folder: _loop(_small(folder), 6, True),
+}
+_NEEDS = {
+  'torch + Pillow': 'torch',
+  'tf.data, not antialiased': 'tensorflow',
+  'Grain + Pillow': 'grain',
+}
+
+
+def missing(name: str) -> str:
+  """Why a peer cannot take part, or ''."""
+  module = _NEEDS.get(name)
+  if module is None or importlib.util.find_spec(module):
+    return ''
+  return f'{module} is not installed'
+
+
+def agreement(folder: Path) -> dict[str, float]:
+  """Mean difference from Pillow on a whole picture, in levels of 255."""
+  from vit_jax.data import images, resample
+
+  file = _files(folder)[0]
+  data = Path(file).read_bytes()
+  with Image.open(file) as image:
+    wanted = np.asarray(
+      image.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32
+    )
+  pixels = images.decode(data, 3, file)
+  box = (0, 0, *pixels.shape[:2])
+  found = {'ours': resample.crop(pixels, box, (SIZE, SIZE), 'bilinear')}
+  if not missing('tf.data, not antialiased'):
+    import tensorflow as tf
+
+    image = tf.image.decode_jpeg(data, channels=3)
+    found['tf.data, not antialiased'] = tf.image.resize(
+      image, (SIZE, SIZE)
+    ).numpy()
+  return {
+    name: float(np.abs(image.astype(np.float32) - wanted).mean())
+    for name, image in found.items()
+  }
+
+
+def cpu() -> str:
+  """The processor's name."""
+  path = Path('/proc/cpuinfo')
+  lines = path.read_text().splitlines() if path.exists() else []
+  names = [line.split(': ')[1] for line in lines if 'model name' in line]
+  return f'{len(names)} x {names[0]}' if names else 'unknown'
