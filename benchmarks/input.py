@@ -108,9 +108,14 @@ def measure(
     pipes[name].recv()  # ready
     rates[name] = []
   for number in track(range(rounds + 1), 'measuring', transient=True):
-    for name, pipe in pipes.items():
-      pipe.send(True)
-      rate = pipe.recv()
+    for name in list(pipes):
+      try:
+        pipes[name].send(True)
+        rate = pipes[name].recv()
+      except (EOFError, OSError):
+        missing[name] = 'its process died'
+        del pipes[name], rates[name]
+        continue
       rates[name] += [rate] if number else []  # the first one warms up
   for pipe in pipes.values():
     pipe.close()

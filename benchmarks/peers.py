@@ -157,8 +157,12 @@ def grain(folder: Path) -> Measure:
     data = Path(files[index % len(files)]).read_bytes()
     return pillow(data, np.random.default_rng(index))
 
-  data = pygrain.MapDataset.range(10**6).map(load).batch(BATCH)
-  return _timed(iter(data.to_iter_dataset()))
+  data = (
+    pygrain.MapDataset.range(10**9)
+    .map(load)
+    .to_iter_dataset(pygrain.ReadOptions(prefetch_buffer_size=2 * BATCH))
+  )
+  return _timed(iter(data.batch(BATCH)))
 
 
 def _loop(setup: Any, steps: int, through_the_loader: bool) -> Measure:
