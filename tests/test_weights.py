@@ -1,17 +1,21 @@
 """Files of weights: our own format, what is refused, other sizes and heads."""
 
 import json
+import subprocess
+import sys
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from vit_jax import cli, finetune, trees, weights
 from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
+from vit_jax.weights import mapping
 from vit_jax.weights.formats import Preprocessing
 
 SMALL = {'variant': 'S/4', 'width': 16, 'depth': 2, 'heads': 2, 'classes': 3}
@@ -244,3 +248,103 @@ def test_preprocessing_and_ops_say_the_same(texts, expected):
   again = finetune.preprocessing_of(finetune.ops_of(found), (8, 8), channels)
   np.testing.assert_allclose(again.std, expected.std, rtol=1e-5)
   assert (again.crop, again.mode) == (expected.crop, expected.mode)
+
+
+# --- Memory, and shards on their devices ---
+
+LOADING = """
+import sys
+def high():
+  lines = open('/proc/self/status').read().splitlines()
+  return 1024 * int(next(x for x in lines if x.startswith('VmHWM')).split()[1])
+import jax, numpy as np
+from vit_jax import weights
+jax.numpy.zeros(3).block_until_ready()
+before = high()
+if sys.argv[2] == 'all at once':
+  tensors = weights.files.read(__import__('pathlib').Path(sys.argv[1]))[0]
+  kept = {name: np.array(tensors[name]) for name in tensors}
+model, params, _ = weights.load(sys.argv[1])
+jax.block_until_ready(params)
+print(high() - before)
+"""
+
+
+@pytest.mark.slow
+def test_loading_takes_less_than_twice_the_file(tmp_path, root):
+  """B/16 of 330 MB; the control keeps the tensors while it loads."""
+  model = ViT(classes=1000, variant='B/16')
+  shapes = mapping.abstract_params(model, (224, 224))
+  rng = np.random.default_rng(0)
+  flat = {
+    name: rng.normal(size=leaf.shape).astype(np.float32)
+    for name, leaf in shapes.items()
+  }
+  path = tmp_path / 'model.safetensors'
+  weights.save(
+    path,
+    model,
+    unflatten_dict(flat, sep='/'),
+    format='timm',
+    preprocessing=Preprocessing(size=(224, 224)),
+  )
+  del flat
+  rise = {}
+  for how in ('one by one', 'all at once'):
+    done = subprocess.run(
+      [sys.executable, '-c', LOADING, str(path), how],
+      capture_output=True,
+      text=True,
+      cwd=root,
+      check=True,
+    )
+    rise[how] = int(done.stdout) / path.stat().st_size
+  assert rise['one by one'] < 2 < rise['all at once'], rise
+
+
+def test_a_shard_goes_straight_to_its_device(tmp_path, small_config):
+  """Of init_from, each device gets its part, and the parts are the whole."""
+  from vit_jax import finetune
+  from vit_jax.setup import Setup
+
+  source = Setup(small_config(model__width='32', model__heads='4'))
+  path = tmp_path / 'w.safetensors'
+  params = jax.device_get(source.init().params)
+  weights.save(
+    path,
+    source.model,
+    params,
+    format='vit_jax',
+    preprocessing=Preprocessing((8, 8), (0.5,), (0.5,)),
+    labels=source.info.classes,
+  )
+  fields = {
+    'init_from': str(path),
+    'mesh__data': '1',
+    'mesh__fsdp': '4',
+    'mesh__tensor': '2',
+  }
+  setup = Setup(finetune.adopt(small_config(**fields), tmp_path / 'none'))
+  asked = []
+  original = jax.make_array_from_callback
+
+  def record(shape, sharding, callback):
+    def part(index):
+      asked.append((shape, callback(index).shape))
+      return callback(index)
+
+    return original(shape, sharding, part)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'make_array_from_callback', record)
+    state = finetune.initial(setup)
+  where = dict(trees.paths(setup.abstract_state.params))
+  for name, leaf in trees.paths(state.params):
+    assert leaf.sharding == where[name].sharding, name
+  kernel = state.params['encoder']['blocks']['mlp']['up']['kernel']
+  assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+  parts = {part for shape, part in asked if shape == kernel.shape}
+  assert (kernel.shape[0], kernel.shape[1] // 4, kernel.shape[2] // 2) in parts
+  assert trees.digest(state.params) == trees.digest(
+    jax.tree.map(jnp.asarray, params)
+  )

@@ -313,6 +313,20 @@ CASES = {
     'grid': (2, 1),
     'group_norm': (),
   },
+  'vt R50, 1x2': {
+    'style': 'vt',
+    'pool': 'token',
+    'stem': 'R50',
+    'patch': 32,
+    'grid': (1, 2),
+  },
+  'vt R50 of three stages, 2x1': {
+    'style': 'vt',
+    'pool': 'token',
+    'stem': 'R50-3',
+    'patch': 16,
+    'grid': (2, 1),
+  },
   'bv gap': {'style': 'bv', 'pool': 'gap', 'prefix': 'params/'},
   'bv gap, sincos2d, rep': {
     'style': 'bv',

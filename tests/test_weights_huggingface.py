@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.torch_reference import import_torch
+from tests.torch_reference import import_torch, import_transformers
 from vit_jax.errors import UserError
 from vit_jax.models import ViT
 from vit_jax.weights import files, google, huggingface
@@ -64,7 +64,7 @@ CASES = {
 def torch_model(name, **more):
   """A transformers model with all parameters random, and its config."""
   torch = import_torch()
-  transformers = pytest.importorskip('transformers')
+  transformers = import_transformers()
   class_name, fields = CASES[name]
   cls = getattr(transformers, class_name)
   fields = {**SIZES, **fields, **more}
@@ -194,7 +194,7 @@ def test_tokens_of_each_block_and_logits(tmp_path, name, version):
 @pytest.mark.parametrize('name', CASES)
 def test_written_and_read_by_both(tmp_path, name):
   """from_pretrained: the same logits; read again: the same bits."""
-  transformers = pytest.importorskip('transformers')
+  transformers = import_transformers()
   theirs = torch_model(name)
   save(theirs, tmp_path / 'theirs', 4)
   model, params, found = load(tmp_path / 'theirs')
@@ -337,7 +337,7 @@ COUNTS = {
 @pytest.mark.parametrize('name', COUNTS)
 def test_counts_of_real_sizes(name):
   torch = import_torch()
-  transformers = pytest.importorskip('transformers')
+  transformers = import_transformers()
   class_name, fields, expected, variant = COUNTS[name]
   cls = getattr(transformers, class_name)
   with torch.device('meta'):
@@ -375,7 +375,7 @@ def test_counts_of_real_sizes(name):
 )
 def test_models_of_ours_in_transformers(tmp_path, fields, name):
   """Such as Google's, with GELU by tanh; biases, keys' too, are not zero."""
-  transformers = pytest.importorskip('transformers')
+  transformers = import_transformers()
   sizes = {'width': 32, 'depth': 3, 'hidden': 40, 'heads': 4, 'classes': 5}
   sizes |= {'variant': 'Ti/4', 'gelu': 'tanh'}
   model = ViT(**(sizes | fields))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import config as config_lib
@@ -26,7 +27,8 @@ from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
 from vit_jax.step import TrainState
-from vit_jax.weights.formats import Preprocessing
+from vit_jax.weights.formats import Preprocessing, crop_of
+from vit_jax.weights.refit import is_head, new_heads, refit
 from vit_jax.workdir import DataInfo, read_data_info, read_json
 
 # Fields of config.model that are the run's, not the weights'.
@@ -67,7 +69,7 @@ def preprocessing_of(
     mean=tuple(float(x) for x in -low * std),
     std=tuple(float(x) for x in std),
     interpolation=kernels[0] if kernels else 'bilinear',
-    crop=max(size) / int(small[1]) if small else 1.0,
+    crop=crop_of(max(size), int(small[1])) if small else 1.0,
     mode='squash' if squash else 'center',
   )
 
@@ -78,8 +80,9 @@ def ops_of(preprocessing: Preprocessing) -> tuple[str, ...]:
   normalize = f'normalize({preprocessing.mean}, {preprocessing.std})'
   if preprocessing.mode == 'squash':
     return ('decode', f"resize('{kernel}')", normalize)
-  side = round(max(size) / preprocessing.crop)
-  small = f"resize_small({side}, '{kernel}')"
+  if size[0] != size[1]:  # as near as it gets: `crop` is for squares
+    return ('decode', f"fit('{kernel}')", normalize)
+  small = f"resize_small({preprocessing.side}, '{kernel}')"
   return ('decode', small, 'central_crop', normalize)
 
 
@@ -97,6 +100,12 @@ def _run_config(preprocessing: Preprocessing, data: str | None) -> dict:
   }
 
 
+def _tell(path: str | Path, info: weights.Info):
+  """What was taken for granted, or is not exact, is said."""
+  for note in info.description.notes:
+    logging.warning('%s: %s', path, note)
+
+
 def open_weights(
   path: str | Path, data: str | None, options: dict[str, Any]
 ) -> tuple[Setup, dict[str, Any]]:
@@ -112,10 +121,10 @@ def open_weights(
     UserError: weights without a head, or data with another number of classes.
   """
   model, params, info = weights.load(path, **options)
+  _tell(path, info)
   if not model.classes:
     raise UserError(f'{path} has no head, so it tells no classes.')
   seen = info.preprocessing
-  seen = dataclasses.replace(seen, size=options.get('size') or seen.size)
   config = config_lib.resolve(_run_config(seen, data))
   labels = info.description.labels or tuple(map(str, range(model.classes)))
   fingerprint, examples = '', 1
@@ -149,13 +158,14 @@ def convert(
     model, info = setup.model, setup.info
     texts = setup.config.data.test.ops
     seen = preprocessing_of(texts, info.size, info.channels)
-    labels, what = info.classes, f'step {step} of {source}'
+    labels, pictures = info.classes, None
+    what = f'step {step} of {source}'
   else:
-    model, params, info = weights.load(source, **options)
-    seen, labels = info.preprocessing, info.description.labels
-    seen = dataclasses.replace(seen, size=options.get('size') or seen.size)
-    what = f'{source} ({info.description.family})'
-    for note in info.description.notes:
+    model, params, info = weights.load(source, native=True, **options)
+    seen, found = info.preprocessing, info.description
+    labels, pictures = found.labels, found.pictures
+    what = f'{source} ({found.family})'
+    for note in found.notes:
       what += f'\n  note: {note}'
   if format == 'stablehlo':
     from vit_jax.weights.export import export_stablehlo
@@ -164,7 +174,13 @@ def convert(
   else:
     format = format or ('google' if target.suffix == '.npz' else 'vit_jax')
     weights.save(
-      target, model, params, format=format, preprocessing=seen, labels=labels
+      target,
+      model,
+      params,
+      format=format,
+      preprocessing=seen,
+      labels=labels,
+      pictures=pictures,
     )
   return f'wrote {target} ({format}) from {what}'
 
@@ -172,8 +188,10 @@ def convert(
 def _found(path: str) -> tuple[Mapping[str, Any], Preprocessing]:
   """Fields of the model and preprocessing, without reading arrays."""
   if not is_run(path):
-    description = weights.describe(path)[2]
-    return description.fields, description.preprocessing
+    found = weights.describe(path)[2]
+    seen = found.preprocessing
+    size = found.pictures or seen.size
+    return found.fields, dataclasses.replace(seen, size=size)
   saved = config_lib.resolve(read_json(Path(path) / 'config.json') or {})
   info = read_data_info(Path(path))
   seen = preprocessing_of(saved.data.test.ops, info.size, info.channels)
@@ -218,7 +236,7 @@ def adopt(
   return config_lib.resolve(values)
 
 
-def _parameters(setup: Setup, place: Callable[[str, Any], Any]) -> dict:
+def _parameters(setup: Setup, place: Callable[[str, Any], jax.Array]) -> dict:
   config, info = setup.config, setup.info
   path, new = config.init_from, config.init_head == 'new'
   known, classes = _found(path)[0]['classes'], len(info.classes)
@@ -229,22 +247,19 @@ def _parameters(setup: Setup, place: Callable[[str, Any], Any]) -> dict:
     )
   if not is_run(path):
     fit = {'size': info.size, 'classes': classes, 'new_head': new}
-    return weights.load(path, **fit, place=place)[1]
+    _, params, found = weights.load(path, **fit, place=place)
+    _tell(path, found)
+    return params
   run, _, params = load_run(Path(path), None, raw=False)
-  params = jax.device_get(params)
+  model, change = refit(run.model, run.info.size, info.size)
+  flat, result = flatten_dict(params, sep='/'), {}
   if new:
-    params = {k: v for k, v in params.items() if k not in weights.HEADS}
-  _, params = weights.refit(
-    run.model,
-    params,
-    run.info.size,
-    run.info.channels,
-    size=info.size,
-    classes=classes,
-    new_head=new,
-  )
-  flat = flatten_dict(params, sep='/')
-  return unflatten_dict({k: place(k, v) for k, v in flat.items()}, sep='/')
+    flat = {key: leaf for key, leaf in flat.items() if not is_head(key)}
+    model = model.clone(classes=classes)
+    result = new_heads(model, info.size, info.channels)
+  for key, leaf in flat.items():
+    result[key] = change(key, np.asarray(leaf))
+  return unflatten_dict({k: place(k, v) for k, v in result.items()}, sep='/')
 
 
 def initial(setup: Setup) -> TrainState:
@@ -257,8 +272,15 @@ def initial(setup: Setup) -> TrainState:
   if not setup.config.init_from:
     return state
   where = dict(trees.paths(setup.abstract_state.params))
-  params = _parameters(
-    setup, lambda name, array: jax.device_put(array, where[name].sharding)
-  )
-  ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+  state = state.replace(params=None, ema=None)  # makes room
+
+  def place(name: str, array: np.ndarray) -> jax.Array:
+    # Of its part alone for each device.
+    return jax.make_array_from_callback(
+      array.shape, where[name].sharding, lambda index: array[index]
+    )
+
+  params = _parameters(setup, place)
+  averaged = setup.abstract_state.ema is not None
+  ema = jax.tree.map(jnp.copy, params) if averaged else None
   return state.replace(params=params, ema=ema)

@@ -38,7 +38,8 @@ class ViT(nn.Module, kw_only=True):
       ('none').
     cls_token: whether there is a CLS token; 'auto': if `pool` reads it.
     distill_token: a second such token with a head of its own, and the logits
-      are the mean of both (DeiT, arXiv 2012.12877).
+      (without heads the features) are the mean of both (DeiT, arXiv
+      2012.12877).
     registers: tokens without a meaning of their own (arXiv 2309.16588).
     positions: 'learned', 'sincos1d', 'sincos2d', 'rope2d' or 'none'; see
       positions.py.
@@ -236,7 +237,7 @@ class ViT(nn.Module, kw_only=True):
       x = nn.Dense(self.representation, dtype=dtype, name='representation')(x)
       x = jnp.tanh(x)
     if not self.classes:
-      return x
+      return x if distill is None else (x + distill) / 2
     logits = Head(self.classes, self.head_bias, name='head')(x)
     if distill is not None:
       other = Head(self.classes, self.head_bias, name='distill_head')(distill)

@@ -17,16 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from vit_jax.errors import UserError, check_choice
-from vit_jax.models.patches import grid
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.weights import files, google, huggingface, native, timm
 from vit_jax.weights.formats import Description, Options, Preprocessing
 from vit_jax.weights.mapping import abstract_params, read_params, write_tensors
-from vit_jax.weights.resample import resize_patches, resize_positions
+from vit_jax.weights.refit import is_head, new_heads, refit
+from vit_jax.weights.resample import Kernel
 
 # Tried in this order: the first whose names they are.
 FORMATS = {
@@ -35,8 +35,15 @@ FORMATS = {
   'timm': timm,
   'huggingface': huggingface,
 }
-HEADS = ('head', 'distill_head')
 _NONE = Options()
+
+
+def _resizing(format: str, model: ViT) -> tuple[Kernel, bool]:
+  """How the code that weights come from resizes their positions."""
+  if format == 'google':
+    return 'corners', False
+  # Hugging Face antialiases in its models with registers only.
+  return 'bicubic-torch', format == 'timm' or model.registers > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,87 +92,37 @@ def describe(
   return name, tensors, FORMATS[name].describe(tensors, config, options)
 
 
-def refit(
-  model: ViT,
-  params: dict[str, Any],
-  native: tuple[int, int],
-  channels: int,
-  *,
-  size: tuple[int, int] | None = None,
-  patch: int = 0,
-  classes: int | None = None,
-  new_head: bool = False,
-  antialias: bool = False,
-) -> tuple[ViT, dict[str, Any]]:
-  """Weights for other images, another patch, other classes.
-
-  Learned positions are resampled (bicubic, as PyTorch does it), the patch
-  kernel by the pseudo-inverse of the resize (arXiv 2212.08013), and a new head
-  is zero. Of parameters without a head, or with one to be replaced, pass them
-  without.
-
-  Args:
-    model: that the parameters are of.
-    params: as numpy arrays.
-    native: (h, w) that the positions are for.
-    channels: of the images.
-    size: (h, w) of the images to come; None: the same.
-    patch: side of a patch; 0: the same.
-    classes: of the new head.
-    new_head: makes one.
-    antialias: of the positions, as timm does it and Hugging Face does not.
-  """
-  size, old = size or native, grid(native, model.patch)
-  if patch and patch != model.patch:
-    kernel = params['embed']['linear']['kernel']
-    params['embed']['linear']['kernel'] = np.asarray(
-      resize_patches(kernel, model.patch, patch)
-    )
-    variant = model.variant.rpartition('/')[0]
-    model = model.clone(variant=f'{variant}/{patch}')
-  new = grid(size, model.patch)
-  if model.positions == 'learned' and new != old:
-    table = params['positions']['table']
-    prefix = len(model.special) if model.prefix_positions else 0
-    params['positions']['table'] = np.asarray(
-      resize_positions(
-        table, old, new, prefix, kernel='bicubic-torch', antialias=antialias
-      )
-    )
-  if new_head:
-    model = model.clone(classes=classes or 0)
-    for name, leaf in abstract_params(model, size, channels).items():
-      top, last = name.split('/')[0], name.split('/')[-1]
-      if top in HEADS:
-        value = model.head_bias if last == 'bias' else 0.0
-        layer = params.setdefault(top, {}).setdefault('linear', {})
-        layer[last] = np.full(leaf.shape, value, np.float32)
-  return model, params
-
-
 def load(
   path: str | Path,
   *,
   size: tuple[int, int] | None = None,
+  native: bool = False,
   patch: int = 0,
   classes: int | None = None,
   new_head: bool = False,
   heads: int = 0,
   patches: tuple[int, int] | None = None,
   architecture: str = '',
-  place: Callable[[str, np.ndarray], jax.Array] | None = None,
+  place: Callable[[str, np.ndarray], jax.Array] = lambda _, x: jnp.asarray(x),
 ) -> tuple[ViT, dict[str, Any], Info]:
   """A model and its parameters from a file or folder.
 
+  Parameters are read and placed one after another: beside those that are placed
+  only one is in memory.
+
   Args:
     path: .npz, .safetensors, or a folder with model.safetensors.
-    size, patch, classes: see `refit`; None, 0: as in the file.
-    new_head: whether the head may be replaced by one of `classes`; 0: by none.
+    size: (h, w) of the images to come, see `refit`; None: of those that the
+      model was evaluated on, or with `native` that its positions are for.
+    native: see `size`; they are the same but for some of Hugging Face's.
+    patch: of the patches to come, see `refit`; 0: as in the file.
+    classes: that the head has to have; None: as in the file.
+    new_head: replaces the head by one of `classes`, None or 0: by none.
     heads: attention heads, where the file cannot tell.
     patches: grid (gh, gw) of the file's positions, where it is not square.
     architecture: the format's name of the model, where the file cannot tell.
     place: from (path, array) to where a parameter is to live, such as
-      jax.device_put with a sharding; None: the default device.
+      jax.device_put with a sharding; by default to the default device.
 
   Raises:
     UserError: see `describe`; also tensors that are missing, unexpected or of
@@ -178,43 +135,49 @@ def load(
     raise UserError(
       f'{path} has {model.classes} classes, not {classes}: ask for a new head.'
     )
-  native = description.preprocessing.size
-  channels = len(description.preprocessing.mean)
+  seen = description.preprocessing
+  pictures = description.pictures if not size else None
+  size = size or (not native and pictures) or seen.size
+  channels = len(seen.mean)
+  kernel, antialias = _resizing(name, model)
+  after, change = refit(
+    model, seen.size, size, patch=patch, kernel=kernel, antialias=antialias
+  )
   entries = FORMATS[name].entries(model, description)
-  abstract = abstract_params(model, native, channels)
+  abstract = abstract_params(model, seen.size, channels)
+  left: set[str] = set()
+  if new_head:
+    heads_of = [e for e in entries if any(map(is_head, e.ours))]
+    left = {name for entry in heads_of for name in entry.theirs}
+    entries = [e for e in entries if e not in heads_of]
+    abstract = {k: leaf for k, leaf in abstract.items() if not is_head(k)}
+    after = after.clone(classes=classes or 0)
 
-  def replaced(ours: str) -> bool:
-    return new_head and ours.split('/')[0] in HEADS
+  def placed(key: str, array: np.ndarray) -> jax.Array:
+    # Waited for: what is on its way to a device still is in memory here.
+    array = change(key, array)
+    return jax.block_until_ready(place(key, array))
 
-  left = {n for e in entries if replaced(e.ours[0]) for n in e.theirs}
   try:
     params = read_params(
-      [entry for entry in entries if not replaced(entry.ours[0])],
+      entries,
       tensors,
-      {key: leaf for key, leaf in abstract.items() if not replaced(key)},
+      abstract,
       lambda n: n in left or description.ignored(n),
+      placed,
     )
   except UserError as error:
     raise UserError(f'{tensors.path} ({description.family}): {error}') from None
-  model, params = refit(
-    model,
-    params,
-    native,
-    channels,
-    size=size,
-    patch=patch,
-    classes=classes,
-    new_head=new_head,
-    # As their own code resizes: timm, and Hugging Face's with registers.
-    antialias=name == 'timm' or model.registers > 0,
+  if new_head:
+    fresh = new_heads(after, size, channels)
+    fresh = {key: placed(key, array) for key, array in fresh.items()}
+    params |= unflatten_dict(fresh, sep='/')
+  description = dataclasses.replace(
+    description,
+    preprocessing=dataclasses.replace(seen, size=size),
+    pictures=pictures if native else None,
   )
-  leaves = flatten_dict(params, sep='/')
-  del params  # leaf by leaf, so that each is let go of once it is placed
-  for key in leaves:
-    array = leaves[key]
-    leaves[key] = place(key, array) if place else jnp.asarray(array)
-  params = unflatten_dict(leaves, sep='/')
-  return model, params, Info(name, description, Path(path))
+  return after, params, Info(name, description, Path(path))
 
 
 def save(
@@ -225,8 +188,18 @@ def save(
   format: str,
   preprocessing: Preprocessing,
   labels: tuple[str, ...] = (),
+  pictures: tuple[int, int] | None = None,
 ) -> Description:
   """Writes a model in a format of FORMATS, its config.json beside it.
+
+  Args:
+    path: of the file.
+    model: that the parameters are of.
+    params: arrays.
+    format: of FORMATS.
+    preprocessing: from a picture to the model; of the size of its positions.
+    labels: names of the classes.
+    pictures: see Description.
 
   Raises:
     UserError: an unknown format, or a model that it cannot express.
@@ -242,11 +215,15 @@ def save(
     fields={'classes': model.classes, **fields},
     preprocessing=preprocessing,
     labels=labels,
+    pictures=pictures,
   )
   module = FORMATS[format]
   tensors = write_tensors(module.entries(model, description), params)
   files.write(path, tensors, module.config_json(model, description))
   if format == 'huggingface':  # where transformers looks for preprocessing
-    text = json.dumps(huggingface.processor_json(preprocessing), indent=2)
+    seen = dataclasses.replace(
+      preprocessing, size=pictures or preprocessing.size
+    )
+    text = json.dumps(huggingface.processor_json(seen), indent=2)
     (path.parent / 'preprocessor_config.json').write_text(text + '\n')
   return description

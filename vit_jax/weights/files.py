@@ -1,5 +1,6 @@
 """Files of weights: names and arrays, read lazily; never a pickle."""
 
+import functools
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,13 @@ from safetensors.numpy import save_file
 from vit_jax.errors import UserError
 
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.npy')
+_UNREADABLE = (
+  ValueError,
+  zipfile.BadZipFile,
+  EOFError,
+  OSError,
+  SafetensorError,
+)
 
 
 class Tensors(Mapping):
@@ -26,7 +34,7 @@ class Tensors(Mapping):
       raise KeyError(name)
     try:
       array = self._read[name]()
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except _UNREADABLE as error:
       why = (
         'objects are pickles, which can run code'
         if ('allow_pickle' in str(error))
@@ -54,14 +62,17 @@ class Tensors(Mapping):
 
 
 def _safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+  def read(name: str) -> np.ndarray:
+    # Opened for each: pages of a file that stays mapped stay in memory.
+    with safe_open(path, 'numpy') as file:
+      return file.get_tensor(name)
+
   try:
-    file = safe_open(path, 'numpy')
-    return {
-      name: (lambda name=name: file.get_tensor(name))
-      for name in file.keys()  # noqa: SIM118
-    }
+    with safe_open(path, 'numpy') as file:
+      names = file.keys()
   except (SafetensorError, OSError) as error:
     raise UserError(f'{path} is truncated or damaged: {error}') from error
+  return {name: functools.partial(read, name) for name in names}
 
 
 def _npz(path: Path) -> dict[str, Callable[[], np.ndarray]]:

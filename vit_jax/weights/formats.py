@@ -11,6 +11,7 @@ and otherwise raises UserError that names the option: it never guesses.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ class Preprocessing:
   """From a picture to the model's input; travels with the weights.
 
   Pixels are uint8 / 255, then (x - mean) / std per channel. The shorter side is
-  resized to size / crop and the middle cut out ('center'), or both sides are
+  resized to `side` and the middle cut out ('center'), or both sides are
   squashed to the size ('squash').
   """
 
@@ -42,6 +43,18 @@ class Preprocessing:
   interpolation: str = 'bicubic'  # or 'bilinear'; antialiased, as by Pillow
   crop: float = 1.0
   mode: str = 'center'
+
+  @property
+  def side(self) -> int:
+    """Pixels of the shorter side of which `size` is cut: rounded as by timm."""
+    return math.floor(max(self.size) / self.crop)
+
+
+def crop_of(size: int, side: int) -> float:
+  """The `crop` by which a picture of `side` pixels is cut to `size`."""
+  crop = size / side
+  exact = math.floor(size / crop) == side
+  return crop if exact else math.nextafter(crop, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +69,8 @@ class Description:
     ignored: whether a tensor is none of the model's (a decoder, a mask token).
     labels: names of the classes, where the config has them.
     notes: what a user has to know (a bias that the file lacks, ...).
+    pictures: (h, w) that the model was evaluated on, where `preprocessing.size`
+      is what its positions are for and that is another.
   """
 
   family: str
@@ -64,6 +79,7 @@ class Description:
   ignored: Callable[[str], bool] = lambda _: False
   labels: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
+  pictures: tuple[int, int] | None = None
 
 
 def size_fields(

@@ -160,7 +160,7 @@ def describe(
   biasless = file.biasless(gated)
   head, registers = file.head(), file.registers()
   size = file.size(patch, options.grid)
-  seen, notes = processor.preprocessing(
+  seen, pictures, notes = processor.preprocessing(
     family, size, channels, processor.beside(getattr(tensors, 'path', None))
   )
   classes, labels = head['classes'], config.get('id2label', {})
@@ -185,5 +185,6 @@ def describe(
     ignored=file.ignored,
     labels=named if any(label[:6] != 'LABEL_' for label in named) else (),
     notes=(*file.notes, *notes),
+    pictures=pictures,
     layout=Layout(family, file.prefix, layout.version, biasless),
   )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.weights.formats import Preprocessing
+from vit_jax.weights.formats import Preprocessing, crop_of
 
 _HALF = (0.5,) * 3, (0.5,) * 3
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,22 +35,48 @@ def beside(path: Path | None) -> dict[str, Any] | None:
     raise UserError(f'{file} is not JSON: {error}') from error
 
 
-def _sides(size: Any) -> tuple[int, int]:
+def _sides(size: Any) -> tuple[int, int] | None:
+  """(h, w); None: stated in some other way."""
   if isinstance(size, dict):
-    return size['height'], size['width']
+    both = {'height', 'width'} <= size.keys()
+    return (size['height'], size['width']) if both else None
   return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _framing(saved: dict, mode: str, crop: float, notes: list[str]):
+  """(h, w) of the pictures or None, mode and crop; those given if not told."""
+  full = saved.get('size')
+  if not full:
+    return None, mode, crop
+  cut = saved.get('crop_size', full) if saved.get('do_center_crop') else full
+  edge = full.get('shortest_edge') if isinstance(full, dict) else None
+  size = _sides(cut)
+  if edge is None and cut is full and size:
+    return size, 'squash', 1.0
+  if edge is not None and size:
+    return size, 'center', crop_of(max(size), edge)
+  if edge is not None and cut is full:
+    return None, 'center', 1.0
+  notes.append(
+    f'size {full} and crop_size {cut} are unknown here: {mode!r} instead.'
+  )
+  return None, mode, crop
 
 
 def preprocessing(
   family: str, size: tuple[int, int], channels: int, saved: dict | None
-) -> tuple[Preprocessing, tuple[str, ...]]:
-  """What a model of `family` was trained to see, and notes on it.
+) -> tuple[Preprocessing, tuple[int, int] | None, tuple[str, ...]]:
+  """What a model of `family` was trained to see; the pictures' size; notes.
 
   Args:
     family: of _FAMILIES; its values stand where `saved` has none.
     size: (h, w) of the pictures that the positions are for.
     channels: of the pictures.
     saved: the preprocessor_config.json.
+
+  Returns:
+    The preprocessing for `size`, (h, w) of the pictures if that is another or
+    else None, and notes.
   """
   (mean, std), kernel, mode, crop = _FAMILIES[family]
   notes = []
@@ -67,21 +93,11 @@ def preprocessing(
       )
     else:
       kernel = _RESAMPLE[saved['resample']]
-  full = saved.get('size', {})
-  cropped = (
-    saved.get('crop_size', full) if saved.get('do_center_crop') else full
-  )
-  seen = None
-  if isinstance(full, dict) and 'shortest_edge' in full:
-    seen = _sides(cropped) if cropped is not full else None
-    crop = min(seen or size) / full['shortest_edge'] if seen else 1.0
-    mode = 'center'
-  elif full:
-    seen, mode, crop = _sides(full), 'squash', 1.0
-  if seen and seen != size:
+  pictures, mode, crop = _framing(saved, mode, crop, notes)
+  if pictures and pictures != size:
     notes.append(
-      f'pictures were {seen[0]}x{seen[1]}, the positions are for '
-      f'{size[0]}x{size[1]}: load with size={seen} for the same.'
+      f'pictures are {pictures[0]}x{pictures[1]}, the positions for '
+      f'{size[0]}x{size[1]}: they are resampled to predict, not to convert.'
     )
   mean, std = saved.get('image_mean', mean), saved.get('image_std', std)
   if saved.get('do_normalize') is False:
@@ -102,7 +118,7 @@ def preprocessing(
     crop=float(crop),
     mode=mode,
   )
-  return found, tuple(notes)
+  return found, pictures if pictures != size else None, tuple(notes)
 
 
 def processor_json(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -124,7 +140,7 @@ def processor_json(preprocessing: Preprocessing) -> dict[str, Any]:
   return {
     'image_processor_type': 'BitImageProcessor',
     'do_center_crop': True,
-    'size': {'shortest_edge': round(max(h, w) / preprocessing.crop)},
+    'size': {'shortest_edge': preprocessing.side},
     'crop_size': {'height': h, 'width': w},
     **result,
   }

@@ -1,5 +1,6 @@
 """One parameter here, one or more tensors there: both ways, checked."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -61,13 +62,38 @@ def abstract_params(model: Any, size: tuple[int, int], channels: int = 3):
   return flatten_dict(shapes, sep='/')
 
 
-def _difference(missing: Iterable[str], unexpected: Iterable[str]) -> str:
-  def some(names):
-    names = sorted(names)
-    more = f' and {len(names) - 6} more' if len(names) > 6 else ''
-    return ', '.join(names[:6]) + more if names else 'none'
+def _some(names: Iterable[str], between: str = ', ') -> str:
+  names = sorted(names)
+  more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+  return between.join(names[:6]) + more if names else 'none'
 
-  return f'missing: {some(missing)}; unexpected: {some(unexpected)}'
+
+def _difference(missing: Iterable[str], unexpected: Iterable[str]) -> str:
+  return f'missing: {_some(missing)}; unexpected: {_some(unexpected)}'
+
+
+def _read(
+  entry: Entry, tensors: Mapping[str, np.ndarray], want: Sequence[Any]
+) -> Arrays:
+  """Our arrays of one entry; raises UserError unless they have these shapes."""
+  arrays = [np.asarray(tensors[name]) for name in entry.theirs]
+  names = ', '.join(entry.theirs)
+  for name, array in zip(entry.theirs, arrays, strict=True):
+    if not np.issubdtype(array.dtype, np.floating) and (
+      array.dtype.name != 'bfloat16'
+    ):
+      raise UserError(f'{name} holds {array.dtype}, not floats')
+  try:
+    values = entry.read(arrays)
+  except ValueError as error:
+    shapes = ', '.join(str(a.shape) for a in arrays)
+    raise UserError(f'{names} of {shapes} do not fit: {error}') from error
+  for path, value, shape in zip(entry.ours, values, want, strict=True):
+    if value.shape != shape:
+      raise UserError(
+        f'{names}: {value.shape} where the model has {shape} ({path})'
+      )
+  return values
 
 
 def read_params(
@@ -75,17 +101,22 @@ def read_params(
   tensors: Mapping[str, np.ndarray],
   abstract: Mapping[str, Any],
   ignored: Callable[[str], bool] = lambda _: False,
+  place: Callable[[str, np.ndarray], Any] = lambda _, array: array,
 ) -> dict[str, Any]:
-  """Our parameter tree (float32, in memory) from the tensors of a file.
+  """Our parameter tree (float32) from the tensors of a file.
+
+  A parameter is handed to `place` once its last layer is read, and let go of:
+  on the host there is never more than one of them, or the few of an entry.
 
   Args:
     entries: what belongs to what.
     tensors: by name.
     abstract: what our parameters have to be: {path: shape and dtype}.
     ignored: whether a tensor without an entry is none of the model's.
+    place: from (path, array) to what stands in the tree.
 
   Raises:
-    UserError: a tensor is missing, unexpected, or of a wrong shape or type.
+    UserError: tensors are missing, unexpected, or of a wrong shape or type.
   """
   wanted = {name for entry in entries for name in entry.theirs}
   missing = wanted - set(tensors)
@@ -94,39 +125,42 @@ def read_params(
     raise UserError(
       'the tensors are not those of the model: '
       + _difference(missing, unexpected)
+      + '.'
     )
-  flat: dict[str, np.ndarray] = {}
-  for entry in entries:
-    arrays = [np.asarray(tensors[name]) for name in entry.theirs]
-    for name, array in zip(entry.theirs, arrays, strict=True):
-      if not np.issubdtype(array.dtype, np.floating) and (
-        array.dtype.name != 'bfloat16'
-      ):
-        raise UserError(f'{name} holds {array.dtype}, not floats.')
+  left = collections.Counter(path for e in entries for path in e.ours)
+  if set(left) != set(abstract):
+    raise ValueError(f'no entry for, or no such {set(left) ^ set(abstract)}')
+  host: dict[str, np.ndarray] = {}
+  placed, wrong = {}, []
+
+  def store(entry: Entry):
+    shapes = [abstract[path].shape for path in entry.ours]
+    stacked = entry.layer is not None
+    values = _read(entry, tensors, [s[1:] if stacked else s for s in shapes])
+    for path, value, shape in zip(entry.ours, values, shapes, strict=True):
+      if not stacked:
+        host[path] = np.ascontiguousarray(value, np.float32)
+        continue
+      if path not in host:
+        host[path] = np.empty(shape, np.float32)
+      host[path][entry.layer] = value
+
+  def order(entry: Entry):
+    """By parameter, not by layer; the largest first, while there is room."""
+    return -sum(abstract[path].size for path in entry.ours), entry.ours
+
+  for entry in sorted(entries, key=order):
     try:
-      values = entry.read(arrays)
-    except ValueError as error:
-      shapes = ', '.join(str(a.shape) for a in arrays)
-      raise UserError(
-        f'{", ".join(entry.theirs)} of {shapes} do not fit: {error}.'
-      ) from error
-    for path, value in zip(entry.ours, values, strict=True):
-      if path not in abstract:
-        raise ValueError(f'no parameter {path}')
-      want = abstract[path].shape
-      if path not in flat:
-        flat[path] = np.empty(want, np.float32)
-      target = flat[path] if entry.layer is None else flat[path][entry.layer]
-      if value.shape != target.shape:
-        raise UserError(
-          f'{", ".join(entry.theirs)}: {value.shape} where the model has '
-          f'{target.shape} ({path}).'
-        )
-      target[...] = value
-  if set(flat) != set(abstract):
-    names = sorted(set(abstract) - set(flat))
-    raise ValueError(f'no entry for {names}')
-  return unflatten_dict(flat, sep='/')
+      store(entry)
+    except UserError as error:
+      wrong.append(str(error).removesuffix('.'))
+    left.subtract(entry.ours)
+    for path in entry.ours:
+      if not left[path] and not wrong:
+        placed[path] = place(path, host.pop(path))
+  if wrong:
+    raise UserError(f'{_some(wrong, "; ")}.')
+  return unflatten_dict(placed, sep='/')
 
 
 def write_tensors(

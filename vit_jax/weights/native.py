@@ -43,11 +43,13 @@ def describe(
     key: tuple(value) if isinstance(value, list) else value
     for key, value in saved['preprocessing'].items()
   }
+  pictures = saved.get('pictures')
   return Description(
     family='vit_jax',
     fields=fields,
     preprocessing=Preprocessing(**values),
     labels=tuple(saved['labels']),
+    pictures=tuple(pictures) if pictures else None,
   )
 
 
@@ -66,6 +68,7 @@ def config_json(model: ViT, description: Description) -> dict[str, Any]:
     'vit_jax': {
       'model': {'classes': model.classes, **fields},
       'preprocessing': dataclasses.asdict(description.preprocessing),
+      'pictures': description.pictures,
       'labels': description.labels,
     }
   }

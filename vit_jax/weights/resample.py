@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.errors import UserError
 
-Kernel = Literal['bilinear', 'bicubic', 'bicubic-torch']
+Kernel = Literal['bilinear', 'bicubic', 'bicubic-torch', 'corners']
 Grid = tuple[int, int]
 Table = Float[np.ndarray, 'N D'] | Float[Array, 'N D']
 Resized = Float[np.ndarray, 'M D'] | Float[Array, 'M D']
@@ -60,15 +60,20 @@ def matrix(
   beyond the border are left out and the others scaled to a sum of 1.
   'bicubic-torch' is torch.nn.functional.interpolate(mode='bicubic',
   align_corners=False): a = -0.75, and beyond the border lies the last sample.
-  With `antialias` PyTorch does as the others: a = -0.5, left out.
+  With `antialias` PyTorch does as the others: a = -0.5, left out. 'corners' is
+  bilinear from the centres of the corner samples to each other, never
+  antialiased: scipy.ndimage.zoom(order=1), as Google's ViTs are resized.
   """
   repeat = kernel == 'bicubic-torch' and not antialias
   function = {
     'bilinear': _triangle,
+    'corners': _triangle,
     'bicubic': _cubic(-0.5),
     'bicubic-torch': _cubic(-0.75 if repeat else -0.5),
   }[kernel]
   centres = (np.arange(new) + 0.5) * old / new - 0.5
+  if kernel == 'corners':
+    centres, antialias = np.linspace(0, old - 1, new), False
   stretch = max(old / new, 1) if antialias else 1
   border = 2 if repeat else 0
   samples = np.arange(-border, old + border)
@@ -92,7 +97,7 @@ def resize_positions(
   """A learned table of (prefix + gh * gw, D) for another grid of patches.
 
   timm resizes by ('bicubic-torch', antialias), which is ('bicubic',
-  antialias); Hugging Face by 'bicubic-torch'.
+  antialias); Hugging Face by 'bicubic-torch'; Google by 'corners'.
 
   Args:
     table: positions, those of the first `prefix` tokens stay as they are.

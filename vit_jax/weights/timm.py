@@ -100,8 +100,6 @@ def _notes(file: TimmFile, fields: Mapping[str, Any]) -> tuple[str, ...]:
     notes.append('no bias of the keys in the file: zero.')
   if fields['registers'] and file.positions()[1] and not file.eva:
     notes.append('positions of registers are added to the registers.')
-  if fields['distill_token'] and not fields['classes']:
-    notes.append('features are those of CLS; timm gives the mean of both.')
   return tuple(notes)
 
 
