@@ -486,11 +486,26 @@ def test_skipping_in_a_run(pictures, tmp_path, capsys, cache_mb):
   assert 'more than config.data.max_skipped = 0.001' in capsys.readouterr().err
 
 
+def test_batches_are_finished_on_the_devices():
+  """As on an accelerator: bytes travel, and the result is the host's."""
+  texts = ('affine(15, 0.1, 0.1, 0.2)', 'range(-1, 1)')
+  host = fetch(make(texts=texts).train(0, 4))
+  pipeline = ops.build('ops', texts, on_device=True)
+  assert pipeline.dtype == np.uint8
+  for devices in (1, 8):
+    loader = make(pipeline=pipeline, devices=devices, workers=2)
+    batches = list(loader.train(0, 4))
+    assert batches[0]['image'].sharding == loader.sharding
+    for a, b in zip(host, fetch(batches), strict=True):
+      np.testing.assert_allclose(a['image'], b['image'], atol=1e-6)
+      assert (a['label'] == b['label']).all()
+
+
 def test_ops_are_split_between_host_and_devices():
   image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
   context = ops.Context((8, 8), 3)
   for text in ('range(-2, 3)', 'normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))'):
-    pipeline = ops.build('ops', ('flip', text))
+    pipeline = ops.build('ops', ('flip', text), on_device=True)
     assert pipeline.dtype == np.uint8
     scale, offset = pipeline.affine
     host = pipeline.host(image, context)
@@ -498,7 +513,7 @@ def test_ops_are_split_between_host_and_devices():
     np.testing.assert_allclose(
       host * scale + offset, pipeline(image, ops.Context((8, 8), 3)), atol=1e-5
     )
-  assert ops.build('ops', (text, 'flip')).affine is None
+  assert ops.build('ops', (text, 'flip'), on_device=True).affine is None
 
 
 @pytest.mark.parametrize('share, words', [(0.6, 1), (0.05, 0)])

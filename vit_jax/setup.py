@@ -171,7 +171,7 @@ class Setup:
       )
     result = loader.Loader(
       source=source,
-      pipeline=ops.build(field, data[group].ops),
+      pipeline=ops.build(field, data[group].ops, self._accelerated),
       size=self.info.size,
       channels=self.info.channels,
       seed=self.config.seed,
@@ -184,6 +184,10 @@ class Setup:
     )
     result.check()
     return result
+
+  @property
+  def _accelerated(self) -> bool:
+    return self.mesh.devices.flat[0].platform != 'cpu'
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:

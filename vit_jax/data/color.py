@@ -226,7 +226,9 @@ def random_erasing(
 def value_range(image, _: Context, low: float = -1.0, high: float = 1.0):
   """uint8 0..255 -> float32 low..high."""
   scale = np.float32((high - low) / 255)
-  return image.astype(np.float32) * scale + np.float32(low)
+  result = np.multiply(image, scale, dtype=np.float32)
+  result += np.float32(low)
+  return result
 
 
 def normalize(

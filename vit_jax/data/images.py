@@ -15,7 +15,6 @@ _MOST_PIXELS = 2**27
 Image.MAX_IMAGE_PIXELS = None
 
 _ORIENTATION = 0x0112
-_MODES = {1: ('L',), 3: ('L', 'RGB')}  # that need nothing but decoding
 # OpenCV's flags for a JPEG read at 1/1, 1/2, 1/4, 1/8 of its size.
 _REDUCED = {
   1: 0,
@@ -41,6 +40,9 @@ def _open(data: bytes, key: str) -> Image.Image:
 
 def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
   """((h, w) as it will be seen, whether it is grey), without decoding."""
+  plain = _plain_jpeg(data)
+  if plain:
+    return plain[:2], plain[2] == 1
   image = _open(data, key)
   w, h = image.size
   try:
@@ -56,23 +58,43 @@ def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
   return (h, w), image.mode in ('1', 'L', 'LA', 'I', 'I;16', 'F')
 
 
-def _plain(
-  data: bytes, image: Image.Image, channels: int, reduce: int
-) -> np.ndarray | None:
+def _plain_jpeg(data: bytes) -> tuple[int, int, int] | None:
+  """(h, w, 1 or 3) of a JPEG that needs nothing but decoding.
+
+  None: another format, CMYK, with EXIF (it may be turned), or too odd to tell.
+  Walks the segments (ITU-T T.81, B.1): a tenth of the time that Pillow takes.
+  """
+  place = 2
+  while data[:2] == b'\xff\xd8' and place + 10 <= len(data):
+    marker, length = data[place + 1], data[place + 2] << 8 | data[place + 3]
+    if data[place] != 0xFF or marker in (0xDA, 0xEE):  # the scan, or Adobe's
+      return None
+    if marker == 0xE1 and data[place + 4 : place + 8] == b'Exif':
+      return None
+    if marker in (0xC0, 0xC1, 0xC2):  # the frame
+      h, w = (data[i] << 8 | data[i + 1] for i in (place + 5, place + 7))
+      channels = data[place + 9]
+      sound = 0 < h * w <= _MOST_PIXELS and channels in (1, 3)
+      return (h, w, channels) if sound else None
+    place += 2 + length
+  return None
+
+
+def _decode_plain(data: bytes, channels: int, reduce: int) -> np.ndarray | None:
   """OpenCV's pixels, which are Pillow's at half the time, of most JPEGs.
 
   None: not such a file, or OpenCV could not read all of it (it says no more).
   """
-  if image.format != 'JPEG' or image.mode not in _MODES[channels]:
-    return None
-  if image.getexif().get(_ORIENTATION, 1) != 1:
+  found = _plain_jpeg(data)
+  if found is None or found[2] > channels:
     return None
   flags = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
   flags |= cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduce]
   try:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error:
     return None
+  return None if pixels is None else pixels.reshape(*pixels.shape[:2], channels)
 
 
 def decode(data: bytes, channels: int, key: str, reduce: int = 1) -> np.ndarray:
@@ -91,11 +113,11 @@ def decode(data: bytes, channels: int, key: str, reduce: int = 1) -> np.ndarray:
   Raises:
     BadRecord: not an image, or a damaged one; the message begins with `key`.
   """
+  plain = _decode_plain(data, channels, reduce)
+  if plain is not None:
+    return plain
   image = _open(data, key)
   try:
-    pixels = _plain(data, image, channels, reduce)
-    if pixels is not None:
-      return pixels.reshape(*pixels.shape[:2], channels)
     if reduce > 1:
       image.draft(image.mode, (image.width // reduce, image.height // reduce))
     image.load()

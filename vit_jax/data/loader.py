@@ -4,6 +4,8 @@ The batch of step t is a function of (seed, t): nothing is carried from one to
 the next, so a resumed run asks for step t and has it, on any layout.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import functools
 from collections import deque
@@ -30,6 +32,19 @@ _AUGMENT = 0x617567  # keeps its random numbers apart from the order's
 
 # Examples that a thread loads at a time, and batches that are loaded ahead.
 _CHUNK, _AHEAD = 8, 2
+
+
+@functools.cache
+def _keep_pages():
+  """Freed arrays stay with the process, where the C library is glibc.
+
+  A batch of 224x224 is beyond its limit for going back to the system at once,
+  and fetching fresh pages for the next one takes longer than filling them.
+  """
+  with contextlib.suppress(AttributeError, OSError):
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 @functools.partial(jax.jit, static_argnames='sharding')
@@ -207,6 +222,7 @@ class Loader:
     return self._ahead(self._evaluate, 0, batches)
 
   def _ahead(self, load: Callable[[int, Run], Batch], start: int, stop: int):
+    _keep_pages()
     if not self.workers:
       for t in range(start, stop):
         yield self._finish(load(t, map))

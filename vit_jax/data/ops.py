@@ -106,20 +106,21 @@ class Pipeline:
   """The ops of a split as one function of (image or bytes, context).
 
   Attributes:
-    host: all ops but a last 'range' or 'normalize', which is left to the
-      devices: a byte a value travels there, not four.
+    host: all ops; `on_device` all but a last 'range' or 'normalize': a byte a
+      value then travels to an accelerator, not four.
     affine: (scale, offset) of what is left, each (1,) or (c,) in float32; None:
       nothing is.
     dtype: of what `host` gives.
   """
 
-  def __init__(self, field: str, texts: Sequence[str]):
+  def __init__(self, field: str, texts: Sequence[str], on_device: bool = False):
     functions = [_bind(field, text) for text in texts]
     names = [_parse(field, text)[0] for text in texts]
     self._last, self.affine = None, None
     if names and names[-1] in ('range', 'normalize'):
-      self._last = functions.pop()
-      self.affine = _affine(field, texts[-1], self._last)
+      affine = _affine(field, texts[-1], functions[-1])
+      if on_device:
+        self._last, self.affine = functions.pop(), affine
     if names[:2] == ['decode', 'inception_crop']:
       functions = functions[1:]  # the crop decodes, and only what it needs
     self._functions = functions
@@ -155,17 +156,20 @@ def _affine(
   raise UserError(f'{field}: {text!r}: give one number, or one a channel.')
 
 
-def build(field: str, texts: Sequence[str]) -> Pipeline:
+def build(
+  field: str, texts: Sequence[str], on_device: bool = False
+) -> Pipeline:
   """The ops of a split.
 
   Args:
     field: the config field, for messages.
     texts: the ops, in order.
+    on_device: see Pipeline.
 
   Raises:
     UserError: an unknown op, or arguments that it does not take.
   """
-  return Pipeline(field, texts)
+  return Pipeline(field, texts, on_device)
 
 
 def check_shape(field: str, image: np.ndarray, context: Context):
