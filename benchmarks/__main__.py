@@ -58,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError('compare takes two files: OLD.json NEW.json')
       Console().print(compare(*args.files))
       return 0
+    for flag in ('images', 'rounds', 'batches'):
+      if getattr(args, flag) < 1:
+        raise UserError(f'--{flag}={getattr(args, flag)}: at least 1.')
     from benchmarks import input as input_benchmark
 
     result = input_benchmark.run(args.images, args.rounds, args.batches)

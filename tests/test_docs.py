@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+import shlex
 
 import pytest
 
@@ -16,6 +17,7 @@ PAGES = [
   'docs/architecture.md',
   'docs/config.md',
   'docs/weights.md',
+  'docs/data.md',
 ]
 
 
@@ -73,7 +75,7 @@ def test_shown_commands_parse(root, page):
 
   text = (root / page).read_text().replace('\\\n', ' ')
   for line in re.findall(r'python -m vit_jax (.*)', text):
-    words = line.split('#')[0].split()
+    words = shlex.split(line.split('#')[0])
     rest, overrides = cli._split_overrides(words)
     args = cli._parser().parse_args(rest)
     if args.command == 'train':
