@@ -1,5 +1,6 @@
 """Data: digits, splits, the order, batches, augmentation, ops."""
 
+import dataclasses
 import threading
 import time
 
@@ -272,6 +273,67 @@ def test_a_batch_is_a_function_of_seed_and_step(reference, workers, devices):
   assert equal(fetch([batch]), reference[7:8])
   assert len(batch['image'].addressable_shards) == devices
   assert batch['image'].addressable_shards[0].data.shape[0] == 16 // devices
+
+
+class Local(Loader):
+  """Batches of the rows of one process, as they are."""
+
+  def _place(self, local, rows):
+    return local | {'rows': rows}
+
+
+def as_process(monkeypatch, number, count):
+  """Of the eight devices, only this process's are addressable."""
+
+  def mine(sharding, shape):
+    ids = range(number * 8 // count, (number + 1) * 8 // count)
+    where = sharding.devices_indices_map(shape)
+    return {d: index for d, index in where.items() if d.id in ids}
+
+  name = 'addressable_devices_indices_map'
+  monkeypatch.setattr(jax.sharding.NamedSharding, name, mine)
+
+
+@pytest.mark.parametrize('workers', [0, 3])
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_processes_load_their_rows_of_the_same_batches(
+  reference, monkeypatch, count, workers
+):
+  """Each its own rows, from the middle too; together they are the batch."""
+  made = make(devices=8, workers=workers)
+  fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(Loader)}
+  streams = []
+  for number in range(count):
+    as_process(monkeypatch, number, count)
+    streams.append(list(Local(**fields).train(4, 9)))
+  for wanted, parts in zip(
+    reference[4:9], zip(*streams, strict=True), strict=True
+  ):
+    rows = np.concatenate([part['rows'] for part in parts])
+    assert rows.tolist() == list(range(16))
+    assert all(len(part['image']) == 16 // count for part in parts)
+    for name in ('image', 'label', 'mask'):
+      whole = np.concatenate([part[name] for part in parts])
+      assert (whole == wanted[name]).all()
+  first = reference[4]['image'][: 16 // count]
+  assert count == 1 or (streams[1][0]['image'] != first).any()
+
+
+def test_step_ten_million_is_as_near_as_step_ten():
+  loader, asked = make(), []
+
+  class Counting(Broken):
+    def __getitem__(self, index):
+      asked.append(index)
+      return super().__getitem__(0)
+
+  far = make(Counting(None)).train_batch(10_000_000)
+  assert len(asked) == 16 and far['image'].shape == (16, 8, 8, 1)
+  position = 10_000_000 * 16
+  epochs, records = records_at(position + np.arange(16), 50, 0)
+  assert epochs[0] == position // 50
+  labels = [loader.source[int(i)]['label'] for i in records]
+  assert np.asarray(loader.train_batch(10_000_000)['label']).tolist() == labels
 
 
 def test_rows_of_a_mesh_with_all_axes(reference):

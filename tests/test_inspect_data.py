@@ -118,6 +118,16 @@ def test_preview_shows_what_training_gets(small_config, drawn, tmp_path):
   assert 'affine(15' in title and 'batch 3' in title
   inspect_data.preview(setup, 'test', 44, 32, tmp_path / 'x.png')
   assert len(drawn[1][0]) == 8  # 360 examples are 45 batches of 8
+  noise = Setup(
+    small_config(
+      batch_size='8',
+      data__train__ops="('normalize((0.3,), (0.2,))', 'random_erasing(0.01)')",
+    )
+  )
+  inspect_data.preview(noise, 'train', 0, 8, tmp_path / 'x.png')
+  records = [noise.train_source[i]['image'] for i in range(1437)]
+  kept = [any((p == r).all() for r in records) for p in drawn.pop()[0]]
+  assert sum(kept) >= 6  # to the level, though noise went beyond
   mixed = Setup(small_config(batch_size='8', task__mixup='1.0'))
   inspect_data.preview(mixed, 'train', 3, 5, tmp_path / 'x.png')
   pixels, captions, _ = drawn[2]

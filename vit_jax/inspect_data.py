@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from vit_jax import step as step_lib
+from vit_jax.data import ops
 from vit_jax.data.images import decode, header
 from vit_jax.data.sources import Source
 from vit_jax.errors import BadRecord, UserError
@@ -172,6 +173,15 @@ def _about(split: dict[str, Any], label: str) -> str:
   return f'{count:,} of {name}'
 
 
+def _affine(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+  """(scale, offset) by which some ops make float32 of bytes."""
+  names = [text.split('(')[0].strip() for text in texts]
+  last = max(names.index(n) for n in ('range', 'normalize') if n in names)
+  affine = ops.build('ops', texts[: last + 1], on_device=True).affine
+  assert affine is not None
+  return affine
+
+
 def preview(setup: Setup, split: str, number: int, count: int, output: Path):
   """Draws what the model is fed: a batch after the ops, and after mixing.
 
@@ -207,13 +217,8 @@ def preview(setup: Setup, split: str, number: int, count: int, output: Path):
       other = names[batch['other'][row]]
       caption = f'{caption}: {share:.0%},  {other}: {1 - share:.0%}'
     captions.append(caption)
-  images = batch['image'][rows]
-  if loader.pipeline.affine is not None:
-    scale, offset = loader.pipeline.affine
-    images = (images - offset) / scale
-  else:  # an op after the normalisation: only the contrast is known
-    low, high = np.percentile(images, (0.5, 99.5))
-    images = (images - low) * (255 / max(high - low, 1e-6))
+  scale, offset = _affine(setup.config.data[split].ops)
+  images = (batch['image'][rows] - offset) / scale
   pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
   title = (
     f'{setup.config.data.name}, {split}, batch {number}: '
