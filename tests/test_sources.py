@@ -14,7 +14,7 @@ from vit_jax import cli, data
 from vit_jax.data import ops
 from vit_jax.data.mixture import parse_mixture
 from vit_jax.data.order import _BLOCK, mixture_at, records_at, shares
-from vit_jax.data.tar import expand
+from vit_jax.data.tar_index import expand
 from vit_jax.errors import BadRecord, UserError
 from vit_jax.setup import Setup
 from vit_jax.train import Log
@@ -114,7 +114,7 @@ def test_a_shard_is_scanned_once(shards, monkeypatch):
   def refuse(*args, **kwargs):
     raise AssertionError('scanned again')
 
-  monkeypatch.setattr('vit_jax.data.tar._scan', refuse)
+  monkeypatch.setattr('vit_jax.data.tar_index.scan', refuse)
   again = data.open_split(name, 'train')
   assert again.fingerprint == first.fingerprint
   assert values(again) == values(first)
