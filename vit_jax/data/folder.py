@@ -188,8 +188,8 @@ class Folder:
 
   def __getitem__(self, index: int) -> Record:
     name, label = self._items[index]
-    path = self._root / name
-    image = self._cache[index] if self._cache else _bytes(path)
+    image = self._cache[index] if self._cache else _bytes(self._root / name)
     if isinstance(image, BadRecord):
       raise image
-    return {'image': image, 'label': label, 'key': str(path)}
+    # Not by pathlib, which takes longer than all else that is done here.
+    return {'image': image, 'label': label, 'key': f'{self._root}/{name}'}
