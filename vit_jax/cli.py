@@ -100,6 +100,20 @@ def _convert(args: argparse.Namespace) -> int:
   return 0
 
 
+def _plan(args: argparse.Namespace) -> int:
+  import json
+
+  from vit_jax import plan
+  from vit_jax.plan import table
+
+  result = plan.run(_load_config(args), args.topology, args.search)
+  if args.json:
+    print(json.dumps(result))
+  else:
+    table.show(result)
+  return 0
+
+
 def _inspect(args: argparse.Namespace) -> int:
   import json
 
@@ -271,6 +285,22 @@ def _parser() -> argparse.ArgumentParser:
     help='vit_jax, google, timm, huggingface or stablehlo',
   )
   _weights_flags(convert)
+  plan = add('plan', _plan, 'memory and speed on hardware that is not here')
+  plan.add_argument('--config', **config)
+  plan.add_argument(
+    '--topology',
+    action='append',
+    default=[],
+    metavar='KIND:SHAPE',
+    help="'v5e:4x4', 'h100:8', '2xv5e:4x4' (two slices), 'cpu:8' (simulated); "
+    'may be repeated',
+  )
+  plan.add_argument(
+    '--search',
+    action='store_true',
+    help='tries remat, meshes and accumulation for the fastest that fits',
+  )
+  plan.add_argument('--json', action='store_true', help='for machines')
   inspect = add('inspect', _inspect, 'parameters, FLOPs and memory of a model')
   inspect.add_argument('--config', **config)
   inspect.add_argument('--weights', type=Path, metavar='FILE')
@@ -333,7 +363,7 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
   if args.command is None:
     parser.print_help()
     return 0
-  if overrides and args.command not in ('train', 'inspect', 'data'):
+  if overrides and args.command not in ('train', 'inspect', 'plan', 'data'):
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
   args.overrides, args.stop = overrides, stop
   _cache_compilations()

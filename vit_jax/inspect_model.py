@@ -10,13 +10,10 @@ import jax.numpy as jnp
 import ml_collections
 
 from vit_jax import trees
-from vit_jax.data import SOURCES, parse_mixture
-from vit_jax.data.sources import parse_name
 from vit_jax.models import flops
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
-from vit_jax.setup import Setup
-from vit_jax.workdir import DataInfo
+from vit_jax.setup import Setup, stated_info
 
 # Parts of a model, in the order in which an image meets them.
 ORDER = (
@@ -139,19 +136,7 @@ def of_config(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   from vit_jax import finetune
 
   full: Any = finetune.adopt(config, Path(os.devnull))
-  data, size, info = full.data, full.size, None
-  if data.classes and data.examples and size:
-    known = getattr(
-      SOURCES[parse_name(parse_mixture(data.name)[0][0])[0]], 'channels', 3
-    )
-    info = DataInfo(
-      classes=tuple(map(str, range(data.classes))),
-      size=(size, size) if isinstance(size, int) else size,
-      channels=full.channels or known,
-      examples=data.examples,
-      fingerprint='',
-    )
-  setup = Setup(full, info)
+  setup = Setup(full, stated_info(full))
   model, info = setup.model, setup.info
   assert isinstance(model, ViT)
   params = shapes(model, info.size, info.channels)

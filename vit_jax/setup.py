@@ -2,17 +2,26 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 from absl import logging
 
 from vit_jax import durations, models, optim, sharding, tasks
 from vit_jax import step as step_lib
-from vit_jax.data import loader, open_split, ops, source_fields
-from vit_jax.data.sources import Source
+from vit_jax.data import (
+  SOURCES,
+  loader,
+  open_split,
+  ops,
+  parse_mixture,
+  source_fields,
+)
+from vit_jax.data.sources import Source, parse_name
 from vit_jax.errors import UserError
 from vit_jax.workdir import DataInfo
 
@@ -37,6 +46,25 @@ def open_group(data: Any, name: str, **changed: Any) -> Source:
   return open_split(data.name, split, **fields | changed)
 
 
+def stated_info(config: Any) -> DataInfo | None:
+  """What a config itself says of its data: nothing has to be on disk.
+
+  None unless it states data.examples, data.classes and size. Images have
+  config.channels, or their source's, or three.
+  """
+  data, size = config.data, config.size
+  if not (data.classes and data.examples and size):
+    return None
+  kind = parse_name(parse_mixture(data.name)[0][0])[0]
+  return DataInfo(
+    classes=tuple(map(str, range(data.classes))),
+    size=(size, size) if isinstance(size, int) else size,
+    channels=config.channels or getattr(SOURCES[kind], 'channels', 3),
+    examples=data.examples,
+    fingerprint='',
+  )
+
+
 class Setup:
   """The parts of a run. What needs no device is checked when it is made.
 
@@ -54,6 +82,7 @@ class Setup:
     config: ml_collections.FrozenConfigDict,
     info: DataInfo | None = None,
     model: nn.Module | None = None,
+    devices: Sequence[jax.Device] | None = None,
   ):
     """Opens the training split, unless `info` says what it would.
 
@@ -61,11 +90,12 @@ class Setup:
       config: complete.
       info: of the data.
       model: of weights; None: made by the config.
+      devices: to run on, or to compile for; None: all there are.
 
     Raises:
       UserError: a value that cannot be, or data that are not there.
     """
-    self.config = config
+    self.config, self._devices = config, devices
     for field in ('batch_size', 'accumulate'):
       if config[field] < 1:
         raise UserError(f'config.{field} = {config[field]}: at least 1.')
@@ -195,7 +225,7 @@ class Setup:
     flags, flag = os.environ.get('XLA_FLAGS', ''), '--xla_gpu_deterministic_ops'
     if self.config.deterministic and flag not in flags:
       os.environ['XLA_FLAGS'] = f'{flags} {flag}=true'
-    mesh = sharding.make_mesh(self.config.mesh.to_dict())
+    mesh = sharding.make_mesh(self.config.mesh.to_dict(), self._devices)
     ways = mesh.shape['data'] * mesh.shape['fsdp'] * self.config.accumulate
     if self.config.batch_size % ways:
       near = max(1, round(self.config.batch_size / ways)) * ways
@@ -214,6 +244,21 @@ class Setup:
       shapes,
       sharding.shard(shapes, self.mesh),
     )
+
+  @property
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what the loader gives the train step."""
+    where, count = sharding.batch_sharding(self.mesh), self.config.batch_size
+    image = (*self.info.size, self.info.channels)
+    leaf = functools.partial(jax.ShapeDtypeStruct, sharding=where)
+    batch = {
+      'image': leaf((count, *image), jnp.float32),
+      'label': leaf((count,), jnp.int32),
+      'mask': leaf((count,), jnp.float32),
+    }
+    if self.config.data.on_error == 'skip':
+      batch['skipped'] = leaf((count,), jnp.float32)
+    return batch
 
   @functools.cached_property
   def _init(self):

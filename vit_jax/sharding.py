@@ -6,6 +6,7 @@ by path and parameters plain arrays; what a rule names and the array's size does
 not allow is replicated, with one log line.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vit_jax import trees
@@ -40,6 +42,10 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
   """A mesh of the given shape; one axis of -1 takes the devices left over.
 
+  Devices of several slices (of TPUs, or nodes of GPUs) are arranged so that the
+  slow network between them is crossed by 'data' as far as it divides, else by
+  'fsdp', never by 'tensor'.
+
   Raises:
     UserError: the devices cannot be arranged so.
   """
@@ -57,9 +63,21 @@ def make_mesh(
       f'{len(devices)}.'
     )
   sizes = [len(devices) // known if s == -1 else s for s in sizes]
-  return jax.make_mesh(
-    tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
-  )
+  slices = len({getattr(d, 'slice_index', None) for d in devices})
+  data = math.gcd(sizes[0], slices)
+  outer = (data, slices // data, 1)
+  inner = [size // o for size, o in zip(sizes, outer, strict=True)]
+  if sizes[1] % outer[1]:
+    raise UserError(
+      f'{shown}: data x fsdp = {sizes[0]} x {sizes[1]} does not divide among '
+      f'{slices} slices; tensor has to stay within one.'
+    )
+  split = {'devices': devices, 'allow_split_physical_axes': True}
+  if slices > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, **split)
+  else:
+    grid = mesh_utils.create_device_mesh(inner, **split)
+  return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def constrain(x: jax.Array) -> jax.Array:
