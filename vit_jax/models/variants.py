@@ -3,7 +3,8 @@
 'R26+S/32' is the same encoder behind a convolutional stem (stem.py), and 32 the
 side in pixels of what one token sees. Sources: Ti to H, R+Ti to R50+L: arXiv
 2010.11929 Table 1, 2106.10270 Table 2; g, G: 2106.04560 Table 2; e: 2209.06794;
-So400m: 2305.13035; mu, M, g-opt, G-opt: big_vision.
+22B: 2302.05442 Table 1 (whose blocks are parallel, ours are not); So400m:
+2305.13035; mu, M, g-opt, G-opt: big_vision.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ VARIANTS = {
   'G': Variant(1664, 48, 8192, 16),
   'G-opt': Variant(1536, 48, 8192, 16),
   'e': Variant(1792, 56, 15360, 16),
+  '22B': Variant(6144, 48, 24576, 48),
 }
 
 # Residual units of each stage of the stem, and its stride in pixels; the patch

@@ -18,6 +18,8 @@ from vit_jax.plan.hardware import HARDWARE, TARGET, Hardware
 
 _FORM = re.compile(r'(?:([1-9]\d*)x)?([a-z]\w*):([1-9]\d*(?:x[1-9]\d*)*)')
 
+_NODE = 8  # GPUs
+
 # The compilers: the module to look for, and the extra that brings it.
 _COMPILERS = {
   'tpu': ('libtpu', 'plan-tpu'),
@@ -71,6 +73,11 @@ def parse(text: str) -> Topology:
     raise UserError(
       f'--topology = {text!r}: {kind} takes a number of devices, as in '
       f"'{kind}:8', and several nodes are '{shape.partition('x')[0]}x{kind}:8'."
+    )
+  if HARDWARE[kind].platform == 'cuda' and sides[0] > _NODE:
+    raise UserError(
+      f'--topology = {text!r}: a node has {_NODE} GPUs at most; several are '
+      f"'{-(-sides[0] // _NODE)}x{kind}:{_NODE}'."
     )
   return Topology(text, kind, sides, int(slices or 1))
 
