@@ -25,12 +25,15 @@ install-dev: .venv/installed-dev
 test: install-dev lint
 	$(BIN)/python -m pytest
 
+# Compilers for hardware that is not here (`plan`) into a folder of their own,
+# where the other tests do not see them: JAX complains of a GPU's that has none.
 # torch first and pinned: the CPU build. timm and torchvision without their
 # dependencies: torchvision has no build to go with it (tests/torch_reference.py).
 .venv/installed-slow: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt transformers==5.23.0 torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/plan libtpu jax-cuda12-pjrt
 	touch $@
 
 test-slow: .venv/installed-slow

@@ -38,7 +38,14 @@ _MARKERS = ('ConcatBitcast', 'AllocateBuffer', 'AsyncCollective')
 _VIEWS = ('bitcast', 'copy', 'convert', 'reshape', 'transpose')
 
 
-def _fetched(inside: Computation, name: str) -> float:
+def _parameters(inside: Computation) -> dict[int, str]:
+  """The names of a computation's inputs, by number."""
+  return {
+    int(x.argument): x.name for x in inside.values() if x.op == 'parameter'
+  }
+
+
+def _fetched(program: Program, inside: Computation, name: str) -> float:
   """Bytes of its input `name` that a fusion reads: often only a slice."""
   total = 0.0
   for user in inside.values():
@@ -47,35 +54,46 @@ def _fetched(inside: Computation, name: str) -> float:
     if user.op in ('dynamic-slice', 'slice', 'gather'):
       total += size(user.type)
     elif user.op in _VIEWS:
-      total += _fetched(inside, user.name)
+      total += _fetched(program, inside, user.name)
+    elif user.op == 'fusion':  # in a fusion, as TPUs have them
+      inner = program.computations[user.attribute('calls')]
+      names = _parameters(inner)
+      for i, given in enumerate(user.inputs):
+        if given == name:
+          total += _fetched(program, inner, names[i])
     elif user.op != 'dynamic-update-slice' or user.inputs[0] != name:
       return math.inf
   return total
 
 
-def _stored(inside: Computation, name: str, whole: int) -> int:
+def _stored(
+  program: Program, inside: Computation, name: str, whole: int
+) -> int:
   """Bytes that a fusion writes to a result: of an update only the slice."""
   x = inside[name]
   if x.op in _VIEWS and x.inputs[0] in inside:
-    return _stored(inside, x.inputs[0], whole)
+    return _stored(program, inside, x.inputs[0], whole)
+  if x.op == 'fusion':
+    inner = program.computations[x.attribute('calls')]
+    root = next(y for y in inner.values() if y.root)
+    return _stored(program, inner, root.name, whole)
   if x.op == 'dynamic-update-slice':
     return min(whole, size(inside[x.inputs[1]].type))
   return whole
 
 
-def _fusion(x: Instruction, inside: Computation, types: Computation, hbm: bool):
-  """Bytes that a fusion, made of `inside`, reads and writes."""
-  numbers = {
-    int(y.argument): y.name for y in inside.values() if y.op == 'parameter'
-  }
-  total = 0.0
+def _fusion(program: Program, x: Instruction, types: Computation, hbm: bool):
+  """Bytes that a fusion reads and writes."""
+  inside = program.computations[x.attribute('calls')]
+  numbers, total = _parameters(inside), 0.0
   for i, name in enumerate(x.inputs):
     whole = size(types[name].type, hbm)
-    total += min(whole, _fetched(inside, numbers[i])) if whole else 0
+    if whole:
+      total += min(whole, _fetched(program, inside, numbers[i]))
   root = next(y for y in inside.values() if y.root)
   names = root.inputs if root.op == 'tuple' else (root.name,)
   for name, array in zip(names, arrays(x.type), strict=False):
-    total += _stored(inside, name, size(array, hbm))
+    total += _stored(program, inside, name, size(array, hbm))
   return total
 
 
@@ -86,7 +104,7 @@ def _moved(program: Program, x: Instruction, types: Computation, hbm: bool):
   if x.op == 'custom-call' and any(m in x.rest for m in _MARKERS):
     return 0
   if x.op == 'fusion':
-    return _fusion(x, program.computations[x.attribute('calls')], types, hbm)
+    return _fusion(program, x, types, hbm)
   written = size(x.type, hbm)
   if x.op in ('dynamic-slice', 'slice', 'gather'):
     return size(x.type) + written

@@ -8,7 +8,7 @@ count in full and in one direction: half of the published "bidirectional".
 import dataclasses
 from typing import Any, Literal
 
-GB, GIB, TERA = 10**9, 2**30, 10**12
+GB, TERA, GIB = 1e9, 1e12, 2**30
 
 # The fields of XLA's GpuTargetConfigProto that its compiler asks for, as in
 # openxla/xla, xla/backends/gpu/target_config/specs/*.txtpb.
@@ -76,7 +76,7 @@ HARDWARE = {
     memory=int(15.48 * GIB),
     bandwidth=450 * GB,
     links=4 * 656e9 / 8 / 2,
-    network=0,
+    network=0.0,
     shapes=('2x2', '4x4', '4x8', '8x8', '8x16', '16x16'),
     source='cloud.google.com/tpu/docs/v3: 123 TFLOP/s, 32 GiB, 900 GB/s a chip '
     'of two devices; Jouppi et al., CACM 63(7), 2020: 4 links of 656 Gbit/s',
@@ -88,7 +88,7 @@ HARDWARE = {
     memory=int(30.75 * GIB),
     bandwidth=1200 * GB,
     links=6 * 50 * GB,
-    network=0,
+    network=0.0,
     shapes=_CUBES,
     source='cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB, 1200 GB/s; '
     'arXiv 2304.01433, table 4: 6 links of 50 GB/s',

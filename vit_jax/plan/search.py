@@ -1,9 +1,9 @@
 """The fastest way to run a recipe on given devices: remat, mesh, accumulation.
 
 The recipe stays what it is: the global batch is the config's, and accumulation
-divides what a device has of it. Ways are ordered by an estimate and compiled in
-that order, until none that is left promises more than the best, or `TRIES` are
-made.
+divides what a device has of it. Ways are compiled in the order of an estimate,
+which learns from each, until none that is left promises more than the best, or
+`TRIES` are made.
 """
 
 import dataclasses
@@ -164,30 +164,35 @@ def search(
     raise UserError('--search knows what a ViT takes, not this model.')
   limit = topology.hardware.memory
   left = [w for w in ways(setup, topology, devices) if _SURE * w.memory < limit]
-  left.sort(
-    key=lambda w: (w.seconds, w.accumulate, REMATS.index(w.remat), w.fsdp)
-  )
   if not left:
     raise UserError(
       f'--search: no mesh of the {len(devices)} devices of {topology.name} '
-      'divides the batch of '
-      f'{setup.config.batch_size} and can hold this model.'
+      f'divides the batch of {setup.config.batch_size} and can hold this model.'
     )
   reports: list[dict[str, Any]] = []
-  fitting: list[Way] = []
-  best, ratio = math.inf, math.inf  # ratio: of compiled to estimated seconds
+  best, slower, larger = math.inf, math.inf, 0.0  # than the estimates
+
+  def likely(way: Way) -> bool:
+    return (larger or 1.0) * way.memory <= limit
+
+  def promise(way: Way):
+    order = REMATS.index(way.remat)
+    return not likely(way), way.seconds, way.accumulate, order, way.fsdp
+
   while left and len(reports) < TRIES:
-    way = left.pop(0)
-    if fitting and _HOPE * ratio * way.seconds >= best:
-      break
+    way = min(left, key=promise)
+    left.remove(way)
+    hopeless = _HOPE * slower * way.seconds >= best or not likely(way)
+    if hopeless and best < math.inf:
+      continue
     config = apply(setup.config, way.overrides)
     report = estimate(Setup(config, setup.info, devices=devices), topology)
     report['overrides'] = {f'config.{k}': v for k, v in way.overrides}
     reports.append(report)
+    larger = max(larger, (report['memory']['total'] or 0) / way.memory)
     if report['fits']:
       seconds = report['seconds']['step']
-      best, ratio = min(best, seconds), min(ratio, seconds / way.seconds)
-      fitting.append(way)
+      best, slower = min(best, seconds), min(slower, seconds / way.seconds)
       left = [w for w in left if not w.frugal(way)]  # slower, without need
     else:
       left = [w for w in left if not way.frugal(w)]  # they do not fit either

@@ -60,7 +60,7 @@ class Progress:
       )
 
 
-def si(value: float | None, unit: str = '') -> str:
+def si(value: int | float | None, unit: str = '') -> str:
   """1234567 -> '1.23 M'; None -> '-'."""
   if value is None:
     return '-'

@@ -1,0 +1,137 @@
+"""`plan` with the real compilers for TPUs and GPUs, which need no hardware.
+
+`make test-slow` installs them into .venv/plan; or install the extras plan-tpu
+and plan-gpu. A compilation for a TPU takes one to two minutes on two cores.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+RECIPE = ['--config=configs/vit_i1k.py', '--config.model.depth=2']
+SHARDED = ['--config.mesh.data=-1', '--config.mesh.fsdp=4']
+
+
+@pytest.fixture(scope='module')
+def python(root):
+  """Runs Python where the compilers are: exit code, stdout, stderr."""
+  folder = str(Path(sys.prefix) / 'plan')
+  paths = [folder, str(root), os.environ.get('PYTHONPATH', '')]
+
+  def run(*args):
+    done = subprocess.run(
+      [sys.executable, *args],
+      capture_output=True,
+      text=True,
+      cwd=root,
+      env=os.environ | {'PYTHONPATH': os.pathsep.join(paths)},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def plan(python):
+  """A function from flags to the reports by topology."""
+
+  def run(*flags):
+    code, out, err = python('-m', 'vit_jax', 'plan', *RECIPE, *flags, '--json')
+    assert code == 0, err
+    assert 'Traceback' not in err and 'cudart' not in err
+    return {p['topology']: p for p in json.loads(out)['plans']}
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def gpus(plan):
+  """Four GPUs, and two nodes of four, 256 images each."""
+  return plan('--topology=h100:4', '--topology=2xh100:4', *SHARDED)
+
+
+@pytest.fixture(scope='module')
+def tpus(plan):
+  """Four TPUs, and two slices of four, as many images."""
+  return plan('--topology=v5e:2x2', '--topology=2xv5e:2x2', *SHARDED)
+
+
+def test_both_compilers_count_the_same_products(gpus, tpus):
+  gpu, tpu = gpus['h100:4']['flops'], tpus['v5e:2x2']['flops']
+  assert gpu['model'] == tpu['model']
+  assert gpu['compiled'] == pytest.approx(tpu['compiled'], rel=0.02)
+  assert 1 < tpu['compiled'] / (tpu['model'] / 4) < 1.1
+  assert tpu['loops_once'] < 0.75 * tpu['compiled']  # the loops are counted
+
+
+@pytest.mark.parametrize('kind', ['gpus', 'tpus'])
+def test_slices_and_nodes(kind, request):
+  """Each parameter is gathered twice within, its gradient summed across."""
+  one, two = request.getfixturevalue(kind).values()
+  assert one['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 1}
+  assert two['mesh'] == {'data': 2, 'fsdp': 4, 'tensor': 1}
+  assert one['fits'] and two['fits']
+  assert one['bytes_moved']['network'] == 0
+  whole = 4 * one['parameters']
+  links = one['bytes_moved']['links']
+  assert 3 * 3 / 4 * whole / 2 * 0.6 < links < 3 * 3 / 4 * whole * 1.4
+  network = two['bytes_moved']['network']
+  assert whole / 4 / 2 * 0.9 < network < whole / 4 * 1.1
+  assert two['seconds']['network'] > 0 == one['seconds']['network']
+  memory = one['memory']
+  assert memory['parameters'] < whole / 3 and memory['temporaries'] > 0
+
+
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'h100:1'])
+def test_what_does_not_fit(plan, topology):
+  (report,) = plan(
+    f'--topology={topology}', '--config.batch_size=65536'
+  ).values()
+  memory = report['memory']
+  assert not report['fits'] and memory['total'] > 2 * memory['limit']
+
+
+def test_a_slice_that_there_is_not(python):
+  code, _, err = python('-m', 'vit_jax', 'plan', *RECIPE, '--topology=v5e:3x3')
+  assert code == 2 and "'v5e:3x3'" in err and 'Choices: 1x1' in err
+
+
+SCRIPT = """
+import json, sys
+from vit_jax import config, plan
+from vit_jax.models import encoder
+
+if sys.argv[1] == 'free':
+  encoder.constrain = lambda x: x
+flags = [('model.depth', '2'), ('mesh.data', '1'), ('mesh.fsdp', '4')]
+made = plan.run(config.load('configs/vit_i1k.py', flags), ['v5e:2x2'])
+print(json.dumps(made['plans'][0]))
+"""
+
+
+def test_activations_stay_where_they_are(python, tpus):
+  """Without the constraint in the block, FSDP exchanges whole batches."""
+  code, out, err = python('-c', SCRIPT, 'free')
+  assert code == 0, err
+  free, kept = json.loads(out), tpus['v5e:2x2']
+  assert free['bytes_moved']['links'] > 5 * kept['bytes_moved']['links']
+  temporaries = kept['memory']['temporaries']
+  assert free['memory']['temporaries'] > 1.5 * temporaries
+
+
+def test_search_on_a_tpu(plan):
+  """A batch that needs remat or accumulation on one small device."""
+  (report,) = plan(
+    '--topology=v5e:1x1', '--search', '--config.model.depth=4'
+  ).values()
+  assert report['fits'] and 1 <= len(report['tried']) <= 6
+  way = report['overrides']
+  assert way['config.model.remat'] != 'none' or way['config.accumulate'] != '1'
+  steps = [r['seconds']['step'] for r in report['tried'] if r['fits']]
+  assert report['seconds']['step'] == min(steps)
