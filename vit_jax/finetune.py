@@ -61,7 +61,7 @@ def preprocessing_of(
   ends = [np.full((*size, channels), v, np.uint8) for v in (0, 255)]
   low, high = (ops.build(field, texts[-1:])(x, context)[0, 0] for x in ends)
   std = 1 / (high - low)
-  kernels = re.findall(r'bilinear|bicubic|area', ' '.join(texts))
+  kernels = re.findall(r'bilinear|bicubic|area|lanczos', ' '.join(texts))
   small = re.search(r'resize_small\((\d+)', ' '.join(texts))
   squash = any(text.startswith('resize') for text in texts) and not small
   return Preprocessing(

@@ -17,7 +17,12 @@ _FAMILIES = {
   'dinov3': (_IMAGENET, 'bilinear', 'squash', 1.0),
   'siglip': (_HALF, 'bicubic', 'squash', 1.0),
 }
-_RESAMPLE = {2: 'bilinear', 3: 'bicubic', 4: 'area'}  # Pillow's numbers
+_RESAMPLE = {
+  1: 'lanczos',
+  2: 'bilinear',
+  3: 'bicubic',
+  4: 'area',
+}  # Pillow's numbers
 
 
 def beside(path: Path | None) -> dict[str, Any] | None:

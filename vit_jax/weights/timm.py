@@ -60,7 +60,7 @@ def _preprocessing(file: TimmFile, size: tuple[int, int]) -> Preprocessing:
     mean, std = (0.5,) * channels, (0.5,) * channels
   crop = 1.0 if crop == 0.9 and size[0] >= 384 else crop
   interpolation = file.data.get('interpolation', 'bicubic')
-  if interpolation not in ('bicubic', 'bilinear'):
+  if interpolation not in ('bicubic', 'bilinear', 'lanczos'):
     raise UserError(
       f'config.json: interpolation = {interpolation!r} is unknown here; '
       "'bicubic' and 'bilinear' are not."
