@@ -18,6 +18,7 @@ PAGES = [
   'docs/config.md',
   'docs/weights.md',
   'docs/data.md',
+  'docs/scaling.md',
 ]
 
 
