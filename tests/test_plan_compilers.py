@@ -66,7 +66,8 @@ def test_both_compilers_count_the_same_products(gpus, tpus):
   gpu, tpu = gpus['h100:4']['flops'], tpus['v5e:2x2']['flops']
   assert gpu['model'] == tpu['model']
   assert gpu['compiled'] == pytest.approx(tpu['compiled'], rel=0.02)
-  assert 1 < tpu['compiled'] / (tpu['model'] / 4) < 1.1
+  # The analytic count has a gradient of the pixels, which nobody needs.
+  assert 0.97 < tpu['compiled'] / (tpu['model'] / 4) < 1.1
   assert tpu['loops_once'] < 0.75 * tpu['compiled']  # the loops are counted
 
 
