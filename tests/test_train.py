@@ -206,14 +206,14 @@ def test_a_loss_that_is_not_finite(tmp_path, small_config, mode, monkeypatch):
 
   def poisoned(self, name, source):
     loader = original(self, name, source)
-    load = loader.train_batch
+    load = loader._train
 
-    def train_batch(step):
-      batch = load(step)
+    def poisoned_train(step, run):
+      batch = load(step, run)
       return batch | {'image': batch['image'] / (step != 6)}
 
     if name == 'train':
-      object.__setattr__(loader, 'train_batch', train_batch)
+      object.__setattr__(loader, '_train', poisoned_train)
     return loader
 
   monkeypatch.setattr(setup_lib.Setup, 'loader', poisoned)
