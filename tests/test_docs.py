@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 import vit_jax as package
-from vit_jax import cli
+from vit_jax import cli, flags
 from vit_jax.data.ops import OPS
 
 PAGES = [
@@ -78,7 +78,7 @@ def test_shown_commands_parse(root, page):
   for line in re.findall(r'python -m vit_jax (.*)', text):
     words = shlex.split(line.split('#')[0])
     rest, overrides = cli._split_overrides(words)
-    args = cli._parser().parse_args(rest)
+    args = flags.parser().parse_args(rest)
     if args.command == 'train':
       config.load(str(root / args.config), overrides)
 

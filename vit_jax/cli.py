@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax import flags
+from vit_jax.errors import UserError
 from vit_jax.signals import Stop
 
 Overrides = list[tuple[str, str]]
@@ -83,14 +83,6 @@ def _options(args: argparse.Namespace) -> dict:
   names = ('heads', 'patches', 'size', 'patch', 'architecture')
   values = {name: getattr(args, name) for name in names}
   return {name: value for name, value in values.items() if value}
-
-
-def _pair(text: str) -> tuple[int, int]:
-  """'224' or '224x192' -> (h, w)."""
-  parts = text.split('x')
-  if len(parts) not in (1, 2) or not all(p.isdigit() for p in parts):
-    raise argparse.ArgumentTypeError(f'{text!r}: write 224 or 224x192 (h x w)')
-  return int(parts[0]), int(parts[-1])
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -195,171 +187,23 @@ def _data(args: argparse.Namespace) -> int:
   return 0
 
 
-class _Parser(argparse.ArgumentParser):
-  """Answers a mistake with one line, not with the usage of all flags."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f'{message} (see {self.prog} --help)')
-
-
-def _weights_flags(command: argparse.ArgumentParser):
-  """What a file of weights may not tell by itself."""
-  command.add_argument('--heads', type=int, help='attention heads')
-  command.add_argument(
-    '--patches', type=_pair, help="grid of the file's positions, as in 14x14"
-  )
-  command.add_argument('--architecture', help="the format's name of the model")
-  command.add_argument(
-    '--size', type=_pair, help='of the images to come: resamples positions'
-  )
-  command.add_argument('--patch', type=int, help='resizes the patch kernel')
-
-
-def _source_flags(command: argparse.ArgumentParser):
-  """A run or a file of weights."""
-  command.add_argument('--workdir', type=Path, metavar='DIR', help='of a run')
-  command.add_argument('--weights', type=Path, metavar='FILE')
-  command.add_argument(
-    '--step', type=int, help='of a checkpoint; default: the newest'
-  )
-  command.add_argument(
-    '--raw',
-    action='store_true',
-    help='the last parameters, not their running average',
-  )
-  command.add_argument('--json', action='store_true', help='for machines')
-  _weights_flags(command)
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
-    prog='vit_jax',
-    description='Train, study and ship Vision Transformers in JAX.',
-    allow_abbrev=False,
-  )
-  debug = {'action': 'store_true', 'help': 'show the traceback of a mistake'}
-  parser.add_argument('--debug', **debug)
-  commands = parser.add_subparsers(dest='command', metavar='COMMAND')
-
-  def add(name, function, help):
-    command = commands.add_parser(name, help=help, allow_abbrev=False)
-    command.set_defaults(function=function, parser=command)
-    command.add_argument('--debug', **debug)
-    return command
-
-  config = {
-    'metavar': 'FILE[:ARG]',
-    'help': 'a Python config, or the config.json of a run; change a field with '
-    '--config.any.field=value',
-  }
-  train = add('train', _train, 'train from a config file')
-  train.add_argument('--config', **config)
-  train.add_argument(
-    '--workdir',
-    type=Path,
-    required=True,
-    metavar='DIR',
-    help='where the run lives',
-  )
-  evaluate = add('evaluate', _evaluate, 'metrics on a split')
-  _source_flags(evaluate)
-  evaluate.add_argument(
-    '--split',
-    default='',
-    help="a split of the config ('test') or an expression ('train[1150:]')",
-  )
-  evaluate.add_argument(
-    '--data', help='for --weights: where the pictures are, folder:PATH'
-  )
-  predict = add('predict', _predict, 'class and probability of image files')
-  _source_flags(predict)
-  predict.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
-  convert = add('convert', _convert, 'weights from one format to another')
-  convert.add_argument(
-    '--from', dest='source', type=Path, required=True, metavar='FILE|DIR'
-  )
-  convert.add_argument('--to', type=Path, required=True, metavar='FILE')
-  convert.add_argument(
-    '--format',
-    default='',
-    help='vit_jax, google, timm, huggingface or stablehlo',
-  )
-  _weights_flags(convert)
-  plan = add('plan', _plan, 'memory and speed on hardware that is not here')
-  plan.add_argument('--config', **config)
-  plan.add_argument(
-    '--topology',
-    action='append',
-    default=[],
-    metavar='KIND:SHAPE',
-    help="'v5e:4x4', 'h100:8', '2xv5e:4x4' (two slices), 'cpu:8' (simulated); "
-    'may be repeated',
-  )
-  plan.add_argument(
-    '--search',
-    action='store_true',
-    help='tries remat, meshes and accumulation for the fastest that fits',
-  )
-  plan.add_argument('--json', action='store_true', help='for machines')
-  inspect = add('inspect', _inspect, 'parameters, FLOPs and memory of a model')
-  inspect.add_argument('--config', **config)
-  inspect.add_argument('--weights', type=Path, metavar='FILE')
-  inspect.add_argument('--json', action='store_true', help='for machines')
-  _weights_flags(inspect)
-  _data_flags(add('data', _data, 'check, preview or prepare data'), config)
-  return parser
-
-
-def _data_flags(command: argparse.ArgumentParser, config: dict):
-  actions = command.add_subparsers(
-    dest='action', metavar='check|preview|prepare', required=True
-  )
-  check = actions.add_parser(
-    'check',
-    help='read every record: counts, sizes, classes, what is unreadable',
-    allow_abbrev=False,
-  )
-  preview = actions.add_parser(
-    'preview',
-    help='a PNG of what the model is fed, augmentation included',
-    allow_abbrev=False,
-  )
-  for action, split in ((check, 'train,test'), (preview, 'train')):
-    action.add_argument('--config', **config)
-    action.add_argument('--split', default=split, help=f'default: {split}')
-  check.add_argument(
-    '--data', metavar='NAME', help='of config.data.name, as in folder:PATH'
-  )
-  check.add_argument('--json', action='store_true', help='for machines')
-  preview.add_argument('--batch', type=int, default=0, help='number, from 0')
-  preview.add_argument('--count', type=int, default=32, help='of pictures')
-  preview.add_argument('--output', type=Path, default=Path('preview.png'))
-  prepare = actions.add_parser(
-    'prepare', help='a tfds data set as array_record', allow_abbrev=False
-  )
-  prepare.add_argument('name', metavar='tfds:NAME')
-  prepare.add_argument('--data_dir', default='', help="default: tfds' own")
-
-
-def _unknown(words: Sequence[str], args: argparse.Namespace) -> NoReturn:
-  word = words[0].partition('=')[0]
-  if args.command == 'train' and word.endswith(('.py', '.json')):
-    raise UserError(f'write --config={word}')
-  known = vars(args).get('parser') or _parser()
-  valid = [flag for a in known._actions for flag in a.option_strings]
-  valid += ['--config.FIELD'] if '--config' in valid else []
-  raise UserError(
-    f'{word} is not a flag of {args.command or "vit_jax"}.'
-    + did_you_mean(word, valid)
-  )
+_COMMANDS = {
+  'train': _train,
+  'evaluate': _evaluate,
+  'predict': _predict,
+  'convert': _convert,
+  'plan': _plan,
+  'inspect': _inspect,
+  'data': _data,
+}
 
 
 def _run(argv: Sequence[str], stop: Stop) -> int:
   rest, overrides = _split_overrides(argv)
-  parser = _parser()
+  parser = flags.parser()
   args, unknown = parser.parse_known_args(rest)
   if unknown:
-    _unknown(unknown, args)
+    flags.refuse(unknown, args)
   if args.command is None:
     parser.print_help()
     return 0
@@ -367,7 +211,7 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
   args.overrides, args.stop = overrides, stop
   _cache_compilations()
-  return args.function(args)
+  return _COMMANDS[args.command](args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

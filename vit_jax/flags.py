@@ -1,0 +1,177 @@
+"""The flags of every command, in one place."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from vit_jax.errors import UserError, did_you_mean
+
+
+def _pair(text: str) -> tuple[int, int]:
+  """'224' or '224x192' -> (h, w)."""
+  parts = text.split('x')
+  if len(parts) not in (1, 2) or not all(p.isdigit() for p in parts):
+    raise argparse.ArgumentTypeError(f'{text!r}: write 224 or 224x192 (h x w)')
+  return int(parts[0]), int(parts[-1])
+
+
+class _Parser(argparse.ArgumentParser):
+  """Answers a mistake with one line, not with the usage of all flags."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message} (see {self.prog} --help)')
+
+
+def _weights_flags(command: argparse.ArgumentParser):
+  """What a file of weights may not tell by itself."""
+  command.add_argument('--heads', type=int, help='attention heads')
+  command.add_argument(
+    '--patches', type=_pair, help="grid of the file's positions, as in 14x14"
+  )
+  command.add_argument('--architecture', help="the format's name of the model")
+  command.add_argument(
+    '--size', type=_pair, help='of the images to come: resamples positions'
+  )
+  command.add_argument('--patch', type=int, help='resizes the patch kernel')
+
+
+def _source_flags(command: argparse.ArgumentParser):
+  """A run or a file of weights."""
+  command.add_argument('--workdir', type=Path, metavar='DIR', help='of a run')
+  command.add_argument('--weights', type=Path, metavar='FILE')
+  command.add_argument(
+    '--step', type=int, help='of a checkpoint; default: the newest'
+  )
+  command.add_argument(
+    '--raw',
+    action='store_true',
+    help='the last parameters, not their running average',
+  )
+  command.add_argument('--json', action='store_true', help='for machines')
+  _weights_flags(command)
+
+
+def parser() -> argparse.ArgumentParser:
+  """All commands with their flags; --config.FIELD is not among them."""
+  top = _Parser(
+    prog='vit_jax',
+    description='Train, study and ship Vision Transformers in JAX.',
+    allow_abbrev=False,
+  )
+  debug = {'action': 'store_true', 'help': 'show the traceback of a mistake'}
+  top.add_argument('--debug', **debug)
+  commands = top.add_subparsers(dest='command', metavar='COMMAND')
+
+  def add(name, help):
+    command = commands.add_parser(name, help=help, allow_abbrev=False)
+    command.set_defaults(parser=command)
+    command.add_argument('--debug', **debug)
+    return command
+
+  config = {
+    'metavar': 'FILE[:ARG]',
+    'help': 'a Python config, or the config.json of a run; change a field with '
+    '--config.any.field=value',
+  }
+  train = add('train', 'train from a config file')
+  train.add_argument('--config', **config)
+  train.add_argument(
+    '--workdir',
+    type=Path,
+    required=True,
+    metavar='DIR',
+    help='where the run lives',
+  )
+  evaluate = add('evaluate', 'metrics on a split')
+  _source_flags(evaluate)
+  evaluate.add_argument(
+    '--split',
+    default='',
+    help="a split of the config ('test') or an expression ('train[1150:]')",
+  )
+  evaluate.add_argument(
+    '--data', help='for --weights: where the pictures are, folder:PATH'
+  )
+  predict = add('predict', 'class and probability of image files')
+  _source_flags(predict)
+  predict.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+  convert = add('convert', 'weights from one format to another')
+  convert.add_argument(
+    '--from', dest='source', type=Path, required=True, metavar='FILE|DIR'
+  )
+  convert.add_argument('--to', type=Path, required=True, metavar='FILE')
+  convert.add_argument(
+    '--format',
+    default='',
+    help='vit_jax, google, timm, huggingface or stablehlo',
+  )
+  _weights_flags(convert)
+  plan = add('plan', 'memory and speed on hardware that is not here')
+  plan.add_argument('--config', **config)
+  plan.add_argument(
+    '--topology',
+    action='append',
+    default=[],
+    metavar='KIND:SHAPE',
+    help="'v5e:4x4', 'h100:8', '2xv5e:4x4' (two slices), 'cpu:8' (simulated); "
+    'may be repeated',
+  )
+  plan.add_argument(
+    '--search',
+    action='store_true',
+    help='tries remat, meshes and accumulation for the fastest that fits',
+  )
+  plan.add_argument('--json', action='store_true', help='for machines')
+  inspect = add('inspect', 'parameters, FLOPs and memory of a model')
+  inspect.add_argument('--config', **config)
+  inspect.add_argument('--weights', type=Path, metavar='FILE')
+  inspect.add_argument('--json', action='store_true', help='for machines')
+  _weights_flags(inspect)
+  _data_flags(add('data', 'check, preview or prepare data'), config)
+  return top
+
+
+def _data_flags(command: argparse.ArgumentParser, config: dict):
+  actions = command.add_subparsers(
+    dest='action', metavar='check|preview|prepare', required=True
+  )
+  check = actions.add_parser(
+    'check',
+    help='read every record: counts, sizes, classes, what is unreadable',
+    allow_abbrev=False,
+  )
+  preview = actions.add_parser(
+    'preview',
+    help='a PNG of what the model is fed, augmentation included',
+    allow_abbrev=False,
+  )
+  for action, split in ((check, 'train,test'), (preview, 'train')):
+    action.add_argument('--config', **config)
+    action.add_argument('--split', default=split, help=f'default: {split}')
+  check.add_argument(
+    '--data', metavar='NAME', help='of config.data.name, as in folder:PATH'
+  )
+  check.add_argument('--json', action='store_true', help='for machines')
+  preview.add_argument('--batch', type=int, default=0, help='number, from 0')
+  preview.add_argument('--count', type=int, default=32, help='of pictures')
+  preview.add_argument('--output', type=Path, default=Path('preview.png'))
+  prepare = actions.add_parser(
+    'prepare', help='a tfds data set as array_record', allow_abbrev=False
+  )
+  prepare.add_argument('name', metavar='tfds:NAME')
+  prepare.add_argument('--data_dir', default='', help="default: tfds' own")
+
+
+def refuse(words: Sequence[str], args: argparse.Namespace) -> NoReturn:
+  """Raises UserError for flags that are not, with the nearest that is."""
+  word = words[0].partition('=')[0]
+  if args.command == 'train' and word.endswith(('.py', '.json')):
+    raise UserError(f'write --config={word}')
+  known = vars(args).get('parser') or parser()
+  valid = [flag for a in known._actions for flag in a.option_strings]
+  valid += ['--config.FIELD'] if '--config' in valid else []
+  raise UserError(
+    f'{word} is not a flag of {args.command or "vit_jax"}.'
+    + did_you_mean(word, valid)
+  )
