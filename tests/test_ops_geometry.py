@@ -103,9 +103,9 @@ def test_a_large_file_is_read_at_a_part_of_its_size(encode, monkeypatch):
   reduced, boxes = [], []
   decode, crop = images.decode, resample.crop
 
-  def decoding(data, channels, key, reduce):
+  def decoding(data, channels, key, reduce, rows):
     reduced.append(reduce)
-    return decode(data, channels, key, reduce)
+    return decode(data, channels, key, reduce, rows)
 
   def cropping(image, box, size, kernel):
     boxes.append(box)
@@ -148,6 +148,56 @@ def test_other_files_are_cropped_too(text):
     apply(('decode', text), b'\xff\xd8 no picture')
 
 
+def encoded(image, **kwargs):
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, 'jpeg', quality=90, **kwargs)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0', 'grey'])
+@pytest.mark.parametrize('reduce', [1, 2, 4, 8])
+def test_first_rows(subsampling, reduce, monkeypatch, capfd):
+  """The rest is not decoded, and the rows are the same to the bit."""
+  image = smooth(151, 90)
+  if subsampling == 'grey':
+    data = encoded(image[..., 0])
+  else:
+    data = encoded(image, subsampling=subsampling)
+  whole = images.decode(data, 3, 'x', reduce)
+
+  def same(rows):
+    """Whether they are; and how many came."""
+    part = images.decode(data, 3, 'x', reduce, rows)
+    kept = -(-rows // reduce)
+    assert kept <= len(part)
+    return bool((part[:kept] == whole[:kept]).all()), len(part)
+
+  results = [same(rows) for rows in range(1, 152)]
+  assert all(equal for equal, _ in results)
+  few = results[0][1]
+  assert few == -(-(1 + images._SPARE_ROWS) // reduce) < len(whole)
+  counts = [count for _, count in results]
+  assert counts == sorted(counts)
+  assert counts[-1] == len(whole)
+  assert capfd.readouterr().err == ''  # libjpeg does not complain
+  # Control: at full size colours are interpolated from the row below.
+  monkeypatch.setattr(images, '_SPARE_ROWS', 0)
+  equal = all(same(rows)[0] for rows in range(reduce, 120, reduce))
+  assert equal == (subsampling != '4:2:0' or reduce > 1)
+
+
+@pytest.mark.parametrize(
+  'kwargs', [{'progressive': True}, {'restart_marker_blocks': 2}]
+)
+def test_rows_of_odd_files_come_with_the_rest(kwargs, capfd):
+  data = encoded(smooth(96, 90), **kwargs)
+  assert images.decode(data, 3, 'x', 1, 8).shape[0] == 96
+  plain = encoded(smooth(96, 90))
+  assert images.decode(plain, 3, 'x', 1, 8).shape[0] == 24  # control
+  assert images.decode(plain + b'\0', 3, 'x', 1, 8).shape[0] == 96
+  assert capfd.readouterr().err == ''
+
+
 FILES = [
   encode(picture(40, 56, seed=i))
   for i, encode in enumerate((jpeg, progressive, grey, rotated))
@@ -180,13 +230,19 @@ def test_a_damaged_file_is_read_as_by_pillow_or_refused(whole, draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(FILES), st.floats(0, 0.999), st.sampled_from([1, 2, 8]))
-def test_a_truncated_file_is_refused(whole, part, reduce):
-  assert images.decode(whole, 3, 'x', reduce).size  # the whole one is not
+@given(
+  st.sampled_from(FILES),
+  st.floats(0, 0.999),
+  st.sampled_from([1, 2, 8]),
+  st.sampled_from([None, 8]),
+)
+def test_a_truncated_file_is_refused(whole, part, reduce, rows):
+  """Also where the rows that are wanted are there."""
+  assert images.decode(whole, 3, 'x', reduce, rows).size  # the whole one is not
   # The last two bytes only say that it ends.
   data = whole[: int(part * (len(whole) - 2))]
   with pytest.raises(BadRecord, match=r'^x: '):
-    images.decode(data, 3, 'x', reduce)
+    images.decode(data, 3, 'x', reduce, rows)
 
 
 # --- Resizing ---

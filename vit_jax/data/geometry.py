@@ -113,16 +113,14 @@ def inception_box(
   and uniform, and of width / height, log-uniform in [3/4, 4/3]. If none fits,
   the middle: all of it, or what that range of ratios leaves (as torchvision).
   """
-  areas = rng.uniform(min_area, max_area, 10) * (h * w)
-  ratios = np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), 10))
-  u = rng.random(2)
-  heights, widths = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(
-    int
-  )
-  fits = (heights > 0) & (heights <= h) & (widths > 0) & (widths <= w)
-  if fits.any():
-    ch, cw = int(heights[fits.argmax()]), int(widths[fits.argmax()])
-    return int(u[0] * (h - ch + 1)), int(u[1] * (w - cw + 1)), ch, cw
+  # Plain numbers: ten at once take NumPy five times as long.
+  u = rng.random(22).tolist()
+  for area, ratio in zip(u[:10], u[10:20], strict=True):
+    area = (min_area + (max_area - min_area) * area) * h * w
+    ratio = math.exp((2 * ratio - 1) * math.log(4 / 3))
+    ch, cw = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+    if 0 < ch <= h and 0 < cw <= w:
+      return int(u[20] * (h - ch + 1)), int(u[21] * (w - cw + 1)), ch, cw
   ch = min(h, max(1, round(w * 4 / 3)))
   cw = min(w, max(1, round(h * 4 / 3)))
   return (h - ch) // 2, (w - cw) // 2, ch, cw
@@ -157,7 +155,8 @@ def inception_crop(
   if jpeg:
     spare = min(b / (2 * s) for b, s in zip(box[2:], context.size, strict=True))
     reduce = next((r for r in (8, 4, 2) if spare >= r), 1)
-    image = images.decode(image, context.channels, context.key, reduce)
+    rows = box[0] + box[2]  # the rest is not even decoded
+    image = images.decode(image, context.channels, context.key, reduce, rows)
     box = tuple(b / reduce for b in box)
   return resample.crop(image, box, context.size, kernel)
 

@@ -111,9 +111,9 @@ class Loader:
     example = self.source[record]
     context = self.context(epoch, record, example['key'], repeat)
     try:
-      image = self.pipeline.host(example['image'], context)
+      place = batch['image'][row]
+      image = self.pipeline.host(example['image'], context, place)
       ops.check_shape(self.field, image, context)
-      batch['image'][row] = image
     except Exception as error:
       error.add_note(f'while loading {example["key"]}')
       raise

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import cv2
 import numpy as np
 
 from vit_jax.data import color, geometry, policies
@@ -106,10 +107,9 @@ class Pipeline:
   """The ops of a split as one function of (image or bytes, context).
 
   Attributes:
-    host: all ops; `on_device` all but a last 'range' or 'normalize': a byte a
-      value then travels to an accelerator, not four.
-    affine: (scale, offset) of what is left, each (1,) or (c,) in float32; None:
-      nothing is.
+    affine: (scale, offset) of a last 'range' or 'normalize' that is left to the
+      devices, each (1,) or (c,) in float32: a byte a value then travels to an
+      accelerator, not four. None: nothing is left.
     dtype: of what `host` gives.
   """
 
@@ -118,41 +118,59 @@ class Pipeline:
     names = [_parse(field, text)[0] for text in texts]
     self._last, self.affine = None, None
     if names and names[-1] in ('range', 'normalize'):
-      affine = _affine(field, texts[-1], functions[-1])
+      self._last = functions.pop()
+      self._table = table = _levels(field, texts[-1], self._last)
       if on_device:
-        self._last, self.affine = functions.pop(), affine
+        self.affine = ((table[255] - table[0]) / np.float32(255), table[0])
     if names[:2] == ['decode', 'inception_crop']:
       functions = functions[1:]  # the crop decodes, and only what it needs
     self._functions = functions
     self.dtype = np.dtype(np.uint8 if self.affine else np.float32)
 
-  def host(self, image, context: Context) -> np.ndarray:
-    """What is to be done before the image goes to a device."""
+  def host(
+    self, image, context: Context, out: np.ndarray | None = None
+  ) -> np.ndarray:
+    """What is to be done before the image goes to a device.
+
+    Args:
+      image: or the bytes of a file.
+      context: size, channels, random numbers.
+      out: (h, w, c), where to leave it if it has this shape.
+    """
     for function in self._functions:
       image = function(image, context)
-    return image
+    if self._last and not self.affine:
+      return self._float(image, context, out)
+    if out is None or out.shape != image.shape:
+      return image
+    out[...] = image
+    return out
+
+  def _float(self, image, context: Context, out: np.ndarray | None):
+    """The last op, by its table."""
+    channels = self._table.shape[-1]
+    if image.dtype != np.uint8 or channels not in (1, image.shape[-1]):
+      return self._last(image, context)  # it says what is wrong
+    if out is None or out.shape != image.shape:
+      out = np.empty(image.shape, np.float32)
+    cv2.LUT(image, self._table[None], out)
+    return out
 
   def __call__(self, image, context: Context) -> np.ndarray:
     image = self.host(image, context)
-    if self._last:
-      if image.dtype != np.uint8:
-        raise ValueError(f'the last op takes uint8, not {image.dtype}')
-      image = self._last(image, context)
+    if self.affine:
+      image = self._float(image, context, None)
     return np.ascontiguousarray(image)
 
 
-def _affine(
-  field: str, text: str, function: Callable
-) -> tuple[np.ndarray, np.ndarray]:
-  """(scale, offset) of an op that is x * scale + offset in each channel."""
+def _levels(field: str, text: str, function: Callable) -> np.ndarray:
+  """What a last op makes of each grey level: (256, 1 or c), float32."""
   for channels in (1, 3):
-    ends = np.zeros((2, 1, channels), np.uint8)
-    ends[1] = 255
+    levels = np.arange(256, dtype=np.uint8)[:, None, None].repeat(channels, 2)
     try:
-      low, high = function(ends, Context((2, 1), channels)).reshape(2, -1)
+      return function(levels, Context((256, 1), channels))[:, 0]
     except UserError:  # of another number of channels
       continue
-    return (high - low) / np.float32(255), low
   raise UserError(f'{field}: {text!r}: give one number, or one a channel.')
 
 
