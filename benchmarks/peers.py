@@ -72,9 +72,8 @@ def _bytes(setup: Any) -> Iterator[Any]:
   """Batches as they reach an accelerator, uint8: the work of the host alone."""
   from vit_jax.data import ops
 
-  texts = setup.config.data.train.ops
-  pipeline = ops.build('ops', texts, on_device=True)
-  pipeline.affine = None  # what an accelerator would do
+  pipeline = ops.build('ops', setup.config.data.train.ops[:-1])
+  pipeline.dtype = np.dtype(np.uint8)  # the last op is the accelerator's
   loader = setup.loader('train', setup.train_source)
   return dataclasses.replace(loader, pipeline=pipeline).train(0, 10**9)
 

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from vit_jax import data, sharding
 from vit_jax.data import ops
 from vit_jax.data.loader import Loader
-from vit_jax.data.order import hash64, records_at, shuffle
+from vit_jax.data.context import Context
+from vit_jax.data.order import hash64, mix, records_at, shuffle
 from vit_jax.data.sources import split_range
 from vit_jax.errors import UserError
 
@@ -642,3 +643,20 @@ def test_setup_checks_the_ops_before_the_run(small_config):
   setup = Setup(small_config(data__test__ops="('flip',)"))
   with pytest.raises(UserError, match=r'config\.data\.test\.ops: the ops give'):
     setup.loader('test', setup.source('test'))
+
+
+def test_the_generator_of_an_example_has_its_key():
+  seed = (2**64 - 3, 12345)
+  key = np.array(seed, np.uint64)
+  wanted = np.random.Generator(np.random.Philox(key=key)).random(50)
+  assert (Context((1, 1), 1, seed).rng.random(50) == wanted).all()
+  other = np.random.Generator(np.random.Philox(key=key[::-1])).random(50)
+  assert (other != wanted).any()  # control
+
+
+@given(st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=4))
+def test_hashes_are_those_of_mix(numbers):
+  state = np.zeros(1, np.uint64)
+  for number in numbers:
+    state = mix(state ^ np.array([number % 2**64], np.uint64))
+  assert hash64(*numbers) == state[0]

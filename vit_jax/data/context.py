@@ -1,10 +1,22 @@
 """What an op is told besides the picture, and the types of its arguments."""
 
 import dataclasses
-import functools
 from typing import Annotated, Literal
 
 import numpy as np
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+  """A key of Philox given as its seed: Philox(key=...) also asks the system
+  for random numbers, which it then does not use, at four times the time."""
+
+  def __init__(self, key: tuple[int, int]):
+    self._key = key
+
+  def generate_state(self, n_words, dtype=np.uint32):
+    """Philox asks for these two words."""
+    del n_words, dtype
+    return np.array(self._key, np.uint64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +28,17 @@ class Context:
   seed: tuple[int, int] = (0, 0)  # of the random numbers, 64 bits each
   key: str = ''  # of the record, for messages
 
-  @functools.cached_property
+  @property
   def rng(self) -> np.random.Generator:
-    """Made when an op first draws: many pipelines never do."""
-    key = np.array(self.seed, np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    """Made when an op first draws: many pipelines never do.
+
+    Not a cached_property: its lock, until Python 3.12, is one for all examples.
+    """
+    if 'rng' not in self.__dict__:
+      self.__dict__['rng'] = np.random.Generator(
+        np.random.Philox(_Key(self.seed))
+      )
+    return self.__dict__['rng']
 
 
 Kernel = Literal['bilinear', 'bicubic', 'area', 'lanczos']

@@ -32,7 +32,7 @@ _AUGMENT = 0x617567  # keeps its random numbers apart from the order's
 
 
 # Examples that a thread loads at a time, and batches that are loaded ahead.
-_CHUNK, _AHEAD = 8, 2
+_CHUNK, _AHEAD = 16, 2
 
 
 @functools.cache
