@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from vit_jax import data, sharding
 from vit_jax.data import ops
-from vit_jax.data.loader import Loader
 from vit_jax.data.context import Context
+from vit_jax.data.loader import Loader
 from vit_jax.data.order import hash64, mix, records_at, shuffle
 from vit_jax.data.sources import split_range
 from vit_jax.errors import UserError
