@@ -111,7 +111,10 @@ def test_values_from_the_command_line(flag, expected):
     ('size=(1.5, 2)', 'config.size = (1.5, 2): expected'),
     ('data.train.ops=flip', "ops = 'flip': expected a tuple of strings"),
     ('data.train.ops=(1, 2)', 'ops = (1, 2): expected a tuple of strings'),
-    ('on_nonfinite=hlat', "one of 'halt', 'skip'. Did you mean 'halt'?"),
+    (
+      'on_nonfinite=hlat',
+      "one of 'halt', 'skip', 'rollback'. Did you mean 'halt'?",
+    ),
     ('model.pool=gap', "config.model.pool = 'gap': expected one of 'cls'"),
     ('total=None', "config.total = None: write '' for nothing"),
   ],

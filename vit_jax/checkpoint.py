@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from vit_jax import trees
+from vit_jax import distributed, trees
 from vit_jax.errors import UserError
 from vit_jax.step import TrainState
 
@@ -88,6 +88,8 @@ class Checkpoints:
     self._checkpointer.close()
 
   def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    failed: Exception | None = None
+    loaded, digests = {}, {}
     try:
       loaded = self._checkpointer.load_checkpointables(
         step, {**abstract, 'meta': None}
@@ -96,7 +98,10 @@ class Checkpoints:
     except MemoryError:
       raise
     except Exception as error:  # orbax raises many kinds for a damaged folder
-      raise Damaged(f'{type(error).__name__}: {error}') from error
+      failed = error
+    if not distributed.agree(failed is None):
+      kind = type(failed).__name__ if failed else 'another process'
+      raise Damaged(f'{kind}: {failed or "could not read it"}') from failed
     for name, item in loaded.items():
       if trees.digest(item) != digests.get(name):
         raise Damaged(f'{name} differs from what was saved')
@@ -143,9 +148,10 @@ class Checkpoints:
     if not later:
       return
     self._checkpointer.close()
-    for number in later:
+    for number in later if distributed.primary() else ():
       path = self._directory / str(number)
       path.rename(_free(self._directory.parent, f'damaged-checkpoint-{number}'))
+    distributed.agree(True)  # the others look at the folder after that
     self._open()
 
 

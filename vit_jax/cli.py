@@ -57,10 +57,14 @@ def _cache_compilations():
 
 
 def _train(args: argparse.Namespace) -> int:
-  stop = args.stop.catch()
-  from vit_jax import train
+  from vit_jax import distributed, train
 
-  return train.run(_load_config(args), args.workdir, stop)
+  config = _load_config(args)
+  where = (args.coordinator, args.processes, args.process)
+  if not args.distributed and where == ('', 0, -1):
+    return train.run(config, args.workdir, args.stop)
+  with distributed.joined(*where, args.peer_timeout, args.stop):
+    return train.run(config, args.workdir, args.stop)
 
 
 def _open(args: argparse.Namespace):
@@ -210,6 +214,8 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
   if overrides and args.command not in ('train', 'inspect', 'plan', 'data'):
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
   args.overrides, args.stop = overrides, stop
+  if args.command == 'train':
+    stop.catch()  # before slow imports
   _cache_compilations()
   return _COMMANDS[args.command](args)
 

@@ -38,7 +38,10 @@ class Defaults:
   log_every: str = '10 steps'
   init_from: str = ''  # weights file or workdir to start from; '': random
   init_head: Literal['keep', 'new'] = 'keep'  # of the weights
-  on_nonfinite: Literal['halt', 'skip'] = 'halt'  # loss or gradient nan or inf
+  # When the loss or its gradient is nan or inf: stop; leave the step out; or
+  # go back to the last checkpoint, and around the data that followed it.
+  on_nonfinite: Literal['halt', 'skip', 'rollback'] = 'halt'
+  max_rollbacks: int = 3  # of a run, before it stops
   deterministic: bool = True  # ask GPU compilers for reproducible kernels
 
 
@@ -53,6 +56,7 @@ RESUMABLE = (
   'save_every',
   'log_every',
   'on_nonfinite',
+  'max_rollbacks',
   'data.workers',
   'data.cache_mb',
   'data.index_dir',

@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     metavar='DIR',
     help='where the run lives',
   )
+  _distributed_flags(train)
   evaluate = add('evaluate', 'metrics on a split')
   _source_flags(evaluate)
   evaluate.add_argument(
@@ -130,6 +131,30 @@ def parser() -> argparse.ArgumentParser:
   _weights_flags(inspect)
   _data_flags(add('data', 'check, preview or prepare data'), config)
   return top
+
+
+def _distributed_flags(command: argparse.ArgumentParser):
+  """One of several processes; alone where none of them is given."""
+  command.add_argument(
+    '--distributed',
+    action='store_true',
+    help='one of several processes, told by Slurm, a TPU VM, GKE or MPI; '
+    'elsewhere by the next three',
+  )
+  command.add_argument(
+    '--coordinator', default='', metavar='HOST:PORT', help='of process 0'
+  )
+  command.add_argument('--processes', type=int, default=0, metavar='N')
+  command.add_argument(
+    '--process', type=int, default=-1, metavar='I', help='from 0'
+  )
+  command.add_argument(
+    '--peer_timeout',
+    type=float,
+    default=30.0,
+    metavar='SECONDS',
+    help='after which a silent process is taken for dead, and all end',
+  )
 
 
 def _data_flags(command: argparse.ArgumentParser, config: dict):

@@ -5,8 +5,10 @@ steps: next batch (data/loader.py), train step (step.py), and on their cadences
 metrics (writers.py), evaluation (evaluate.py) and checkpoints.
 """
 
+import contextlib
+import functools
+import json
 import math
-import os
 import re
 import time
 from pathlib import Path
@@ -15,132 +17,17 @@ from typing import Any
 import jax
 import ml_collections
 
-from vit_jax import checkpoint, finetune, trees, workdir
+from vit_jax import checkpoint, distributed, finetune, rollback, trees, workdir
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
+from vit_jax.log import Cadence, Log
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
 from vit_jax.viz.curves import draw_curves
 from vit_jax.writers import Terminal, Writers, read_metrics
 
-FINISHED, INTERRUPTED = 0, 75
-_FEW = 1000  # examples, below which a rate of skipped ones says little
-_STARVED = 0.2  # of the time waiting for data: worth a word
-
-
-class Cadence:
-  """Every so many steps, and at the last one; 0 steps: at the last one only."""
-
-  def __init__(self, setup: Setup, field: str):
-    self._every = setup.steps(setup.config[field], f'config.{field}')
-    self._total = setup.total
-
-  def due(self, step: int) -> bool:
-    return step == self._total or bool(self._every and step % self._every == 0)
-
-
-class Log:
-  """Metrics one step late: those of step t are fetched while t + 1 runs."""
-
-  def __init__(
-    self, setup: Setup, writers: Writers, terminal: Terminal, begun: float
-  ):
-    self._setup, self._writers, self._terminal = setup, writers, terminal
-    self._cadence = Cadence(setup, 'log_every')
-    self._pending: tuple[int, Any] | None = None
-    self._begun, self._since = begun, time.perf_counter()
-    self._before = writers.elapsed
-    self._waited, self._steps = 0.0, 0
-    self.skipped = int(writers.last('train/skipped') or 0)
-    self._lost = writers.last('data/skipped') or 0.0
-    self._told = False
-
-  @property
-  def elapsed(self) -> float:
-    """Seconds of all starts of this run."""
-    return self._before + time.perf_counter() - self._begun
-
-  def step(self, step: int, metrics: Any, waited: float):
-    """Takes the metrics of `step`, still being computed; logs the last ones."""
-    self.flush()
-    self._pending = (step, metrics)
-    self._waited += waited
-    self._steps += 1
-
-  def flush(self):
-    """Logs what is pending; raises UserError if it was not finite."""
-    if self._pending is None:
-      return
-    (step, metrics), self._pending = self._pending, None
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    if not values.pop('finite'):
-      self._nonfinite(step)
-    self._count_lost(step, values.pop('skipped', 0.0))
-    if not self._cadence.due(step):
-      return
-    seconds = time.perf_counter() - self._since
-    images = self._steps * self._setup.config.batch_size
-    line = {f'train/{name}': value for name, value in values.items()} | {
-      'time/images_per_second': images / seconds,
-      'time/input_wait': self._waited / max(1, self._steps),
-      'time/elapsed': self.elapsed,
-    }
-    if self.skipped:
-      line['train/skipped'] = self.skipped
-    if self._setup.config.data.on_error == 'skip':
-      line['data/skipped'] = self._lost
-    self._tell_if_starved(seconds)
-    self._writers.write(step, line)
-    left = (self._setup.total - step) * seconds / max(1, self._steps)
-    self._terminal.advance(step, line, left)
-    self.restart_clock()
-
-  def say(self, text: str):
-    """A line that stays."""
-    self._terminal.say(text)
-
-  def restart_clock(self):
-    """Leaves what happened since the last step out of images per second."""
-    self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
-
-  def _count_lost(self, step: int, lost: float):
-    """Raises UserError if more examples were skipped than is allowed."""
-    if not lost:
-      return
-    self._lost += lost
-    self._writers.write(step, {'data/skipped': self._lost})
-    data, seen = self._setup.config.data, step * self._setup.config.batch_size
-    if self._lost > data.max_skipped * max(seen, _FEW):
-      raise UserError(
-        f'step {step}: {self._lost:.0f} of {seen:,} examples cannot be read, '
-        f'more than config.data.max_skipped = {data.max_skipped} allows. '
-        '`vit_jax data check` lists them.'
-      )
-
-  def _tell_if_starved(self, seconds: float):
-    share = self._waited / seconds
-    if self._told or share < _STARVED or self._steps < 5:
-      return
-    self._told = True
-    workers = self._setup.config.data.workers
-    self.say(
-      f'{share:.0%} of the time is spent waiting for data: the run is '
-      f'input-bound. Try more --config.data.workers (now {workers}, CPUs '
-      f'{os.cpu_count()}), cheaper config.data.train.ops, or pictures stored '
-      'at about the size of the model (docs/data.md).'
-    )
-
-  def _nonfinite(self, step: int):
-    self.skipped += 1
-    if self._setup.config.on_nonfinite == 'halt':
-      raise UserError(
-        f'step {step}: the loss or its gradient is not finite. Lower '
-        'config.optim.lr or lengthen config.optim.warmup, in another workdir; '
-        'or go on in this one with --config.on_nonfinite=skip. Nothing that is '
-        'not finite was saved.'
-      )
-    self._terminal.say(f'step {step}: not finite, skipped')
+FINISHED, INTERRUPTED = 0, distributed.INTERRUPTED
 
 
 def _best_before(setup: Setup, writers: Writers) -> float:
@@ -171,8 +58,9 @@ def _finish(path: Path, setup: Setup, state: Any, seconds: float) -> dict:
     'parameters': trees.count(state.params),
     'parameters_sha256': trees.digest(state.params),
   }
-  draw_curves(lines, path / 'curves.png')
-  workdir.write_json(path / 'result.json', result)
+  if distributed.primary():
+    draw_curves(lines, path / 'curves.png')
+    workdir.write_json(path / 'result.json', result)
   return result
 
 
@@ -212,25 +100,53 @@ def run(
   begun = time.perf_counter()
   config = finetune.adopt(config, path)
   setup = Setup(config)
-  with workdir.locked(path):
+  primary = distributed.primary()
+  with workdir.locked(path) if primary else contextlib.nullcontext():
     workdir.check_resumable(path, config)
-    return _run(setup, path, stop or Stop(), begun)
+    try:
+      return _run(setup, path, stop or Stop(), begun)
+    except Exception as error:
+      reason = workdir.disk_error(error)
+      if not reason:
+        raise
+      raise UserError(
+        f'--workdir={path} cannot be written to: {reason}. What was saved '
+        'before is untouched: mend this, and the same command goes on from '
+        'the last checkpoint.'
+      ) from error
 
 
 def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
   done = workdir.read_json(path / 'result.json')
   if done and done['steps'] >= setup.total:
-    terminal = Terminal(setup.total, setup.total)
+    terminal = Terminal(setup.total, setup.total, distributed.primary())
     _report(path, done, terminal)
     terminal.close()
     return FINISHED
   sources = {name: setup.source(name) for name in setup.evaluations}
   evaluations = {n: setup.loader(n, source) for n, source in sources.items()}
   batches = setup.loader('train', setup.train_source)
-  workdir.write_provenance(path, setup.info)
-  workdir.write_json(path / 'config.json', config_lib.to_json(setup.config))
+  config = config_lib.to_json(setup.config)
+  if distributed.primary():
+    workdir.write_provenance(path, setup.info)
+    workdir.write_json(path / 'config.json', config)
+  distributed.check_same(
+    {'config': json.loads(config), 'data': setup.info.fingerprint}
+  )
+  if not (path / 'config.json').exists():
+    raise UserError(
+      f'--workdir={path} is not on a file system that all processes share: '
+      'what process 0 wrote there is not seen here.'
+    )
+  windows, failed = rollback.read(path), None
   with jax.set_mesh(setup.mesh):
-    return _loop(setup, path, stop, begun, batches, evaluations)
+    parts = (setup, path, stop, begun, batches, evaluations, windows)
+    while True:
+      try:
+        return _loop(*parts, failed)
+      except rollback.NotFinite as error:
+        failed = error.step
+        rollback.check(windows, failed, setup.config.max_rollbacks)
 
 
 def _evaluate_all(setup, evaluations, state, step, writers, log) -> float:
@@ -249,26 +165,50 @@ def _evaluate_all(setup, evaluations, state, step, writers, log) -> float:
   return -math.inf if best is None else best
 
 
-def _loop(setup, path, stop, begun, batches, evaluations) -> int:
-  checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
+def _restore(setup, path, checkpoints):
+  """The newest sound state, or the first one."""
   state = checkpoint.restore(checkpoints, setup.abstract_state) or (
     finetune.initial(setup)
   )
-  start = int(state.step)
-  if start > setup.total:
+  if int(state.step) > setup.total:
     checkpoints.close()
     raise UserError(
       f'config.total = {setup.total} steps, but the run in {path} has done '
-      f'{start}.'
+      f'{int(state.step)}.'
     )
-  writers = Writers(path, start)
-  terminal = Terminal(setup.total, start)
-  terminal.say(setup.describe(trees.count(state.params)))
-  if start:
-    terminal.say(f'resuming after step {start}')
+  return state
+
+
+def _loop(
+  setup, path, stop, begun, batches, evaluations, windows, failed
+) -> int:
+  """From the last checkpoint to the end, a signal, or a step to go back from.
+
+  Args:
+    setup, path, stop, begun: as in `run`.
+    batches, evaluations: loaders.
+    windows: of data to leave out; grows by one if `failed`.
+    failed: the step that was not finite, if the run goes back for it.
+  """
+  primary, many = distributed.primary(), jax.process_count() > 1
+  checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
+  state = _restore(setup, path, checkpoints)
+  start = int(state.step)
+  terminal = Terminal(setup.total, start, primary)
+  if failed is None:
+    terminal.say(setup.describe(trees.count(state.params)))
+    if start:
+      terminal.say(f'resuming after step {start}')
+  else:
+    windows.append(rollback.Window(start, failed))
+    terminal.say(rollback.words(windows[-1]))
+    if primary:
+      rollback.write(path, windows)
+  writers = Writers(path, start, primary)
   evaluation, save = Cadence(setup, 'eval_every'), Cadence(setup, 'save_every')
-  log = Log(setup, writers, terminal, begun)
-  stream = batches.train(start, setup.total)
+  log = Log(setup, writers, terminal, begun, len(windows))
+  number = functools.partial(rollback.batch_number, windows=windows)
+  stream = batches.train(start, setup.total, number)
   record = _best_before(setup, writers)
   try:
     for step in range(start + 1, setup.total + 1):
@@ -277,9 +217,13 @@ def _loop(setup, path, stop, begun, batches, evaluations) -> int:
       waited = time.perf_counter() - waiting
       state, metrics = setup.train_step(state, batch)
       stop.armed = True  # from here on there is something to save
+      if many:  # all have to learn of a signal after the same step
+        asked = distributed.any_asks(setup.mesh, bool(stop.requested))
+        metrics |= {'asked': asked}
       log.step(step, metrics, waited)
       if step == start + 1:  # it compiled
         log.restart_clock()
+      stopping = log.asked if many else bool(stop.requested)
       best, improved = None, False
       if evaluation.due(step):
         log.flush()
@@ -287,16 +231,16 @@ def _loop(setup, path, stop, begun, batches, evaluations) -> int:
         improved = best > record  # never by nan, which must not become one
         record = best if improved else record
         log.restart_clock()
-      if save.due(step) or improved or stop.requested:
+      if save.due(step) or improved or stopping:
         log.flush()
         writers.sync()  # a checkpoint's metrics are on disk before it is
         checkpoints.save(state, best)
         log.restart_clock()
-      if stop.requested and step < setup.total:
+      if stopping and step < setup.total:
         checkpoints.wait()
         terminal.say(
-          f'{stop.requested}: saved after step {step}; '
-          'the same command goes on from here'
+          f'{stop.requested or "a signal to another process"}: saved after '
+          f'step {step}; the same command goes on from here'
         )
         return INTERRUPTED
     checkpoints.wait()

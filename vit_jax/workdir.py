@@ -5,6 +5,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -79,6 +80,27 @@ def locked(path: Path) -> Iterator[None]:
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
     yield
+
+
+_DISK = re.compile(
+  'no space left on device|disk quota exceeded|read-only file system|'
+  'permission denied|operation not permitted|file too large|'
+  'input/output error|stale file handle',
+  re.IGNORECASE,
+)
+
+
+def disk_error(error: BaseException | None) -> str:
+  """What the disk said, if it is the cause of an error; else ''.
+
+  Writers of other libraries (TensorStore's) raise it as text.
+  """
+  while error is not None:
+    found = _DISK.search(str(error))
+    if found:
+      return found[0]
+    error = error.__cause__ or error.__context__
+  return ''
 
 
 def _show(values: dict[str, Any], name: str) -> str:

@@ -35,19 +35,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Writers:
   """Writes metrics by step. On resume, what lies beyond `start` is dropped."""
 
-  def __init__(self, workdir: Path, start: int):
+  def __init__(self, workdir: Path, start: int, primary: bool = True):
+    """Args: of several processes, the primary one writes, the others read."""
     path = workdir / 'metrics.jsonl'
     lines = read_metrics(path)
     self.kept = kept = [line for line in lines if line['step'] <= start]
+    self.elapsed = max((x.get('time/elapsed', 0.0) for x in kept), default=0.0)
+    self._file = self._board = None
+    if not primary:
+      return
     temporary = path.with_suffix('.tmp')
     temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     temporary.replace(path)
-    self.elapsed = max((x.get('time/elapsed', 0.0) for x in kept), default=0.0)
     self._file = open(path, 'a')  # noqa: SIM115 (closed by close)
     self._board = SummaryWriter(str(workdir), purge_step=start + 1)
 
   def write(self, step: int, metrics: Metrics):
     """One line and the events of a step; what is not finite becomes null."""
+    if not self._file:
+      return
     finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     line = json.dumps({'step': step, **finite}, allow_nan=False)
     self._file.write(line + '\n')
@@ -62,27 +68,33 @@ class Writers:
 
   def sync(self):
     """All is on disk afterwards."""
+    if not self._file:
+      return
     self._file.flush()
     os.fsync(self._file.fileno())
     self._board.flush()
 
   def close(self):
     """All is on disk afterwards; a second call does nothing."""
-    if self._file.closed:
+    if not self._file:
       return
-    self.sync()
-    self._file.close()
-    self._board.close()
+    file, self._file = self._file, None
+    try:
+      file.flush()
+      os.fsync(file.fileno())
+    finally:
+      file.close()
+      self._board.close()
 
 
 class Terminal:
   """A live bar on a terminal; elsewhere plain lines."""
 
-  def __init__(self, total: int, start: int):
-    self._console = Console(highlight=False, soft_wrap=True)
+  def __init__(self, total: int, start: int, primary: bool = True):
+    self._console = Console(highlight=False, soft_wrap=True, quiet=not primary)
     self._total = total
     self._bar: Progress | None = None
-    if self._console.is_terminal:
+    if self._console.is_terminal and primary:
       self._bar = Progress(
         TextColumn('training'),
         BarColumn(),

@@ -223,9 +223,21 @@ class Loader:
     """Records in order; beyond the last one the mask is 0."""
     return self._finish(self._evaluate(number, map))
 
-  def train(self, start: int, stop: int) -> Iterator[Batch]:
-    """Batches of steps start to stop - 1, loaded ahead by the workers."""
-    return self._ahead(self._train, start, stop)
+  def train(
+    self, start: int, stop: int, number: Callable[[int], int] = int
+  ) -> Iterator[Batch]:
+    """Batches of steps start to stop - 1, loaded ahead by the workers.
+
+    Args:
+      start: from 0.
+      stop: exclusive.
+      number: of a step's batch, where it is not the step's own.
+    """
+
+    def load(step: int, run: Run) -> Batch:
+      return self._train(number(step), run)
+
+    return self._ahead(load, start, stop)
 
   def evaluate(self) -> Iterator[Batch]:
     """Every record exactly once, the tail padded and masked."""
