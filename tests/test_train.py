@@ -2,6 +2,8 @@
 
 import json
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,9 @@ import time
 import jax
 import pytest
 
-from vit_jax import checkpoint, evaluate, train, trees, writers
+from vit_jax import checkpoint, evaluate, rollback, train, trees, writers
 from vit_jax import setup as setup_lib
+from vit_jax.data import loader as loader_lib
 from vit_jax.errors import UserError
 from vit_jax.signals import Stop
 
@@ -340,3 +343,77 @@ def test_kills_at_random_moments(tmp_path, root, small_flags):
   code, output = _end(_start(root, broken, flags))
   assert code == 0, output
   assert digest_of(whole) == digest_of(broken)
+
+
+def test_going_back_from_a_loss_that_is_not_finite(
+  tmp_path, small_config, monkeypatch
+):
+  """And around the data: as if the stream had never held them."""
+  original = loader_lib.Loader._train
+
+  def poisoned(bad):
+    def load(self, number, run):
+      batch = original(self, number, run)
+      return batch | {'image': batch['image'] / (number not in bad)}
+
+    return load
+
+  config = small_config(on_nonfinite='rollback')
+  monkeypatch.setattr(loader_lib.Loader, '_train', poisoned({8, 13}))
+  assert train.run(config, tmp_path / 'back') == train.FINISHED
+  # Steps 7 to 9 undone, to the checkpoint of 6; then 11 (of batch 13).
+  windows = [rollback.Window(6, 9), rollback.Window(6, 11)]
+  assert rollback.read(tmp_path / 'back') == windows
+  lines = writers.read_metrics(tmp_path / 'back' / 'metrics.jsonl')
+  steps = [x['step'] for x in lines if 'train/loss' in x]
+  assert steps == [4, 8, 12, 16, 20, 24]
+  counts = [x.get('train/rollbacks') for x in lines if 'train/loss' in x]
+  assert counts == [None, 2, 2, 2, 2, 2]
+
+  def without(self, number, run):
+    return original(self, number if number < 6 else number + 8, run)
+
+  monkeypatch.setattr(loader_lib.Loader, '_train', without)
+  assert train.run(config, tmp_path / 'never') == train.FINISHED
+  assert digest_of(tmp_path / 'back') == digest_of(tmp_path / 'never')
+  # Resumed, the windows are left out again.
+  monkeypatch.setattr(loader_lib.Loader, '_train', poisoned({8, 13}))
+  (tmp_path / 'back' / 'result.json').unlink()
+  shutil.rmtree(tmp_path / 'back' / 'checkpoints' / '24')
+  shutil.rmtree(tmp_path / 'back' / 'checkpoints' / '18', ignore_errors=True)
+  assert train.run(config, tmp_path / 'back') == train.FINISHED
+  assert digest_of(tmp_path / 'back') == digest_of(tmp_path / 'never')
+  assert rollback.read(tmp_path / 'back') == windows
+
+
+def test_going_back_ends(tmp_path, small_config, monkeypatch):
+  original = loader_lib.Loader._train
+
+  def poisoned(self, number, run):
+    batch = original(self, number, run)
+    return batch | {'image': batch['image'] / (number < 6)}
+
+  monkeypatch.setattr(loader_lib.Loader, '_train', poisoned)
+  config = small_config(on_nonfinite='rollback', max_rollbacks='2')
+  with pytest.raises(UserError, match='after 2 rollbacks'):
+    train.run(config, tmp_path)
+  assert checkpoint.Checkpoints(tmp_path / 'checkpoints').steps() == [6]
+
+
+def test_a_full_disk(whole, tmp_path):
+  """Says so, and the last checkpoint stands (here: files of at most 60 kB)."""
+  config, uninterrupted = whole
+  path = tmp_path / 'run'
+  assert train.run(config, path, StopAt(path, 2)) == train.INTERRUPTED
+  folder = path / 'checkpoints'
+  before = {p.name for p in folder.iterdir()}
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+  try:
+    with pytest.raises(UserError, match='cannot be written to: File too large'):
+      train.run(config, path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert before and before <= {p.name for p in folder.iterdir()}
+  assert train.run(config, path) == train.FINISHED  # mended
+  assert digest_of(path) == digest_of(uninterrupted)

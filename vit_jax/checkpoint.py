@@ -21,6 +21,14 @@ from vit_jax.step import TrainState
 ITEMS = ('params', 'ema', 'optimizer')
 
 
+def _told(record: Any) -> bool:
+  """Not what Orbax logs of an error that it then raises as well."""
+  return not (record.exc_info and 'orbax' in record.pathname)
+
+
+logging.get_absl_logger().addFilter(_told)
+
+
 def _free(folder: Path, name: str) -> Path:
   """A path that does not exist yet: NAME, NAME.2, NAME.3, ..."""
   names = itertools.chain([name], (f'{name}.{i}' for i in itertools.count(2)))

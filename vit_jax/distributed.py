@@ -226,6 +226,8 @@ def _join(coordinator: str, processes: int, process: int, timeout: float):
     'num_processes': processes,
     'process_id': process,
   }
+  # It would take SIGTERM for itself; the loop agrees on what to do with it.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       **(where if given else {}),

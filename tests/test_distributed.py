@@ -1,0 +1,278 @@
+"""Several real processes on one machine, joined by gloo; and what ends them."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.test_train import digest_of
+from vit_jax import writers
+
+TIMEOUT = 5  # seconds until a silent process is taken for dead
+
+
+def _port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+class Cluster:
+  """`count` processes of one run, with `devices` each."""
+
+  def __init__(self, root, path, flags, count, devices=1, own=None):
+    self.path, port = path, _port()
+    path.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
+    self.logs = [path.parent / f'{path.name}.{i}.log' for i in range(count)]
+    self.processes = []
+    for i, log in enumerate(self.logs):
+      command = [sys.executable, '-m', 'vit_jax', 'train']
+      command += ['--config=configs/digits.py', f'--workdir={path}']
+      command += [f'--coordinator=127.0.0.1:{port}', f'--processes={count}']
+      command += [f'--process={i}', f'--peer_timeout={TIMEOUT}', *flags]
+      command += (own or {}).get(i, [])
+      with open(log, 'w') as file:
+        self.processes.append(
+          subprocess.Popen(
+            command, cwd=root, stdout=file, stderr=file, env=environment
+          )
+        )
+
+  def wait_for_step(self, step):
+    while all(p.poll() is None for p in self.processes):
+      lines = writers.read_metrics(self.path / 'metrics.jsonl')
+      if lines and lines[-1]['step'] >= step:
+        return
+      time.sleep(0.01)
+    raise AssertionError(self.text())
+
+  def text(self):
+    return '\n'.join(log.read_text() for log in self.logs)
+
+  def end(self, timeout=240):
+    """The exit codes."""
+    until = time.monotonic() + timeout
+    try:
+      return [
+        p.wait(max(0.1, until - time.monotonic())) for p in self.processes
+      ]
+    finally:
+      for process in self.processes:
+        process.kill()
+
+
+def losses(path):
+  lines = writers.read_metrics(path / 'metrics.jsonl')
+  return {x['step']: x['train/loss'] for x in lines if 'train/loss' in x}
+
+
+def close(one, other, most=1e-5):
+  assert one.keys() == other.keys()
+  return all(abs(one[k] / other[k] - 1) < most for k in one)
+
+
+@pytest.fixture(scope='module')
+def flags():
+  """A run of 24 steps at a rate at which rounding does not grow."""
+  from tests.conftest import SMALL
+
+  values = SMALL | {'optim.lr': '1e-4', 'log_every': '1 steps'}
+  return [f'--config.{name}={value}' for name, value in values.items()]
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory, root, flags):
+  """An uninterrupted run of two processes with a device each."""
+  path = tmp_path_factory.mktemp('two') / 'run'
+  cluster = Cluster(root, path, flags, 2)
+  assert cluster.end() == [0, 0], cluster.text()
+  return cluster
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, root, flags):
+  """The same by this process, on eight simulated devices."""
+  from vit_jax import config, train
+
+  values = [f.removeprefix('--config.').split('=', 1) for f in flags]
+  path = tmp_path_factory.mktemp('alone')
+  file = str(root / 'configs' / 'digits.py')
+  train.run(config.load(file, [(k, v) for k, v in values]), path)
+  return path
+
+
+def test_two_processes_are_one_run(alone, tmp_path, root, flags):
+  """A signal to one stops both, with 75; resumed, the curve is the same."""
+  path = tmp_path / 'run'
+  cluster = Cluster(root, path, flags, 2)
+  cluster.wait_for_step(3)
+  cluster.processes[1].send_signal(signal.SIGTERM)
+  assert cluster.end() == [75, 75], cluster.text()
+  assert 'a signal to another process: saved after step' in cluster.text()
+  cluster = Cluster(root, path, flags, 2)
+  assert cluster.end() == [0, 0], cluster.text()
+  first, second = (log.read_text() for log in cluster.logs)
+  assert 'resuming after step' in first and 'finished 24 steps' in first
+  assert 'resuming' not in second  # one speaks, and writes:
+  lines = writers.read_metrics(path / 'metrics.jsonl')
+  steps = [x['step'] for x in lines]
+  assert steps == sorted(steps) and len(steps) == 24 + 2
+  assert len(list(path.glob('events*'))) == 2  # one a start
+  starts = json.loads((path / 'provenance.json').read_text())['starts']
+  count = {'kind': 'cpu', 'count': 2, 'processes': 2}
+  assert [start['devices'] for start in starts] == [count, count]
+  assert close(losses(path), losses(alone))
+  ours, theirs = (
+    json.loads((p / 'result.json').read_text())['metrics']
+    for p in (path, alone)
+  )
+  assert ours['eval/test/count'] == 360
+  name = 'eval/test/loss'
+  assert ours[name] == pytest.approx(theirs[name], 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_interrupted_or_not_bits_are_the_same(
+  victim, two, tmp_path, root, flags
+):
+  path = tmp_path / 'run'
+  cluster = Cluster(root, path, flags, 2)
+  cluster.wait_for_step(9)
+  cluster.processes[victim].send_signal(signal.SIGTERM)
+  assert cluster.end() == [75, 75], cluster.text()
+  assert Cluster(root, path, flags, 2).end() == [0, 0]
+  assert digest_of(path) == digest_of(two.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'mesh', [['data=-1'], ['data=1', 'fsdp=-1'], ['data=1', 'fsdp=2', 'tensor=2']]
+)
+def test_four_processes_are_one_run(mesh, tmp_path, root, flags, alone):
+  """Also where two share the rows of a batch (a tensor axis across them)."""
+  axes = [f'--config.mesh.{axis}' for axis in mesh]
+  cluster = Cluster(root, tmp_path / 'run', [*flags, *axes], 4)
+  assert cluster.end(400) == [0] * 4, cluster.text()
+  assert close(losses(tmp_path / 'run'), losses(alone))
+
+
+@pytest.mark.slow
+def test_control_other_data_are_another_curve(tmp_path, root, flags, alone):
+  other = [*flags, '--config.seed=1']
+  assert Cluster(root, tmp_path / 'run', other, 2).end() == [0, 0]
+  assert not close(losses(tmp_path / 'run'), losses(alone), 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count, devices', [(1, 1), (1, 4), (4, 1)])
+def test_a_run_of_two_goes_on_as_another_number(
+  count, devices, two, tmp_path, root, flags
+):
+  """Interrupted on two processes with FSDP, resumed on one, or on four."""
+  path = tmp_path / 'run'
+  sharded = ['--config.mesh.data=1', '--config.mesh.fsdp=-1']
+  cluster = Cluster(root, path, [*flags, *sharded], 2)
+  cluster.wait_for_step(8)
+  cluster.processes[0].send_signal(signal.SIGTERM)
+  assert cluster.end() == [75, 75], cluster.text()
+  cluster = Cluster(root, path, flags, count, devices)
+  assert cluster.end(400) == [0] * count, cluster.text()
+  assert close(losses(path), losses(two.path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('how', ['KILL', 'STOP'])
+def test_who_dies_or_hangs_ends_the_others(victim, how, tmp_path, root, flags):
+  """Within the time set, with its name and 75; nothing is lost but a while."""
+  cluster = Cluster(
+    root, tmp_path / 'run', [*flags, '--config.total=100000 steps'], 2
+  )
+  cluster.wait_for_step(3)
+  cluster.processes[victim].send_signal(getattr(signal, f'SIG{how}'))
+  begun = time.monotonic()
+  survivor = cluster.processes[1 - victim]
+  try:
+    assert survivor.wait(60) == 75, cluster.text()
+  finally:
+    cluster.processes[victim].kill()
+  assert time.monotonic() - begun < 3 * TIMEOUT
+  said = cluster.logs[1 - victim].read_text()
+  assert f'vit_jax: process {victim}' in said
+  assert 'goes on from the last checkpoint' in said
+
+
+def test_an_error_of_one_ends_both(tmp_path, root, flags):
+  """Another command line for one of them: both say so, with 2."""
+  own = {1: ['--config.seed=3']}
+  cluster = Cluster(root, tmp_path / 'run', flags, 2, own=own)
+  assert cluster.end() == [2, 2], cluster.text()
+  assert 'process 1 has another config than process 0' in cluster.text()
+  assert 'Traceback' not in cluster.text()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_cannot_read(two, tmp_path, root, flags):
+  """All go back to the one before."""
+  path = tmp_path / 'run'
+  cluster = Cluster(root, path, flags, 2)
+  cluster.wait_for_step(14)
+  cluster.processes[1].send_signal(signal.SIGTERM)
+  assert cluster.end() == [75, 75], cluster.text()
+  newest = max(int(p.name) for p in (path / 'checkpoints').iterdir())
+  for file in (path / 'checkpoints' / str(newest)).rglob('d/*'):
+    if 'process_1' in str(file):
+      file.write_bytes(file.read_bytes()[:-40])
+  cluster = Cluster(root, path, flags, 2)
+  assert cluster.end() == [0, 0], cluster.text()
+  assert 'the checkpoint is damaged' in cluster.text()
+  assert digest_of(path) == digest_of(two.path)
+
+
+@pytest.mark.slow
+def test_kills_of_two_at_random_moments(two, tmp_path, root, flags):
+  """Up to five, of either process: the end is the same, bit for bit."""
+  seed = int(time.time())
+  print('seed', seed)
+  rng, path = random.Random(seed), tmp_path / 'run'
+  often = [*flags, '--config.save_every=2 steps']
+  for _ in range(5):
+    cluster = Cluster(root, path, often, 2)
+    time.sleep(rng.uniform(5, 14))
+    cluster.processes[rng.randrange(2)].kill()
+    if cluster.end(90) == [0, 0]:
+      break
+  cluster = Cluster(root, path, often, 2)
+  assert cluster.end() == [0, 0], cluster.text()
+  assert digest_of(path) == digest_of(two.path)
+
+
+@pytest.mark.parametrize(
+  'given, words',
+  [
+    (['--distributed'], '--distributed: no Slurm, TPU VM, GKE or MPI tells'),
+    (['--coordinator=h:1'], 'give all three'),
+    (['--processes=2', '--process=0'], 'give all three'),
+    (['--coordinator=h:1', '--processes=2', '--process=2'], 'give all three'),
+    (['--coordinator=h', '--processes=2', '--process=0'], 'write HOST:PORT'),
+    (
+      ['--coordinator=h:1', '--processes=2', '--process=0', '--peer_timeout=0'],
+      '--peer_timeout=0: at least 1 second',
+    ),
+  ],
+)
+def test_mistakes(given, words, tmp_path, root, capsys):
+  from vit_jax import cli
+
+  config = f'--config={root / "configs" / "digits.py"}'
+  flags = ['train', config, f'--workdir={tmp_path}', *given]
+  assert cli.main(flags) == 2
+  assert words in capsys.readouterr().err
