@@ -182,7 +182,7 @@ class Peers:
         flush=True,
       )
     if not self._me:  # the key-value store goes with it: let them read
-      time.sleep(2 * self._period)
+      time.sleep(max(3, 2 * self._period))
     os._exit(code)
 
   def failed(self, error: BaseException) -> NoReturn:

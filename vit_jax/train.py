@@ -100,6 +100,12 @@ def run(
   begun = time.perf_counter()
   config = finetune.adopt(config, path)
   setup = Setup(config)
+  distributed.check_same(
+    {
+      'config': json.loads(config_lib.to_json(setup.config)),
+      'data': setup.info.fingerprint,
+    }
+  )
   primary = distributed.primary()
   with workdir.locked(path) if primary else contextlib.nullcontext():
     workdir.check_resumable(path, config)
@@ -126,13 +132,10 @@ def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
   sources = {name: setup.source(name) for name in setup.evaluations}
   evaluations = {n: setup.loader(n, source) for n, source in sources.items()}
   batches = setup.loader('train', setup.train_source)
-  config = config_lib.to_json(setup.config)
   if distributed.primary():
     workdir.write_provenance(path, setup.info)
-    workdir.write_json(path / 'config.json', config)
-  distributed.check_same(
-    {'config': json.loads(config), 'data': setup.info.fingerprint}
-  )
+    workdir.write_json(path / 'config.json', config_lib.to_json(setup.config))
+  distributed.agree(True)  # the others look for it after that
   if not (path / 'config.json').exists():
     raise UserError(
       f'--workdir={path} is not on a file system that all processes share: '
