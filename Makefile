@@ -36,7 +36,15 @@ test: install-dev lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/plan libtpu jax-cuda12-pjrt
 	touch $@
 
-test-slow: .venv/installed-slow
+# A real Slurm, for tests/test_slurm.py: Debian's, as root or by sudo.
+.venv/installed-slurm: .venv/installed-dev
+	command -v slurmctld munged >/dev/null 2>&1 || { \
+	  as=$$([ $$(id -u) = 0 ] || echo sudo -n); $$as apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$as apt-get install -qq -y \
+	    --no-install-recommends slurm-wlm munge >/dev/null; }
+	touch $@
+
+test-slow: .venv/installed-slow .venv/installed-slurm
 	$(BIN)/python -m pytest -m slow
 
 lint: install-dev

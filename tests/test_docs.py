@@ -1,9 +1,11 @@
 """What the documents show runs: README and tour snippets, links, fields."""
 
 import importlib
+import os
 import pkgutil
 import re
 import shlex
+import sys
 
 import pytest
 
@@ -19,6 +21,7 @@ PAGES = [
   'docs/weights.md',
   'docs/data.md',
   'docs/scaling.md',
+  'docs/launch.md',
 ]
 
 
@@ -113,3 +116,37 @@ def _names(schema):
     key: _names(value) if isinstance(value, dict) else None
     for key, value in schema.items()
   }
+
+
+def test_files_to_launch_by(root, tmp_path):
+  """Shell parses, YAML is what Kubernetes takes, commands are ours."""
+  import subprocess
+
+  import yaml
+
+  folder = root / 'docs' / 'launch'
+  for script in folder.glob('*.sh'):
+    subprocess.run(['bash', '-n', script], check=True)
+  service, job = yaml.safe_load_all((folder / 'kubernetes.yaml').read_text())
+  pod = job['spec']['template']['spec']
+  assert pod['subdomain'] == service['metadata']['name']
+  (container,) = pod['containers']
+  (rule, _) = job['spec']['podFailurePolicy']['rules']
+  assert rule['onExitCodes']['containerName'] == container['name']
+  claimed = {mount['name'] for mount in container['volumeMounts']}
+  assert claimed == {volume['name'] for volume in pod['volumes']}
+  words = shlex.split(
+    container['args'][0].replace('$JOB_COMPLETION_INDEX', '1')
+  )
+  assert words[:5] == ['exec', 'python', '-m', 'vit_jax', 'train']
+  args = flags.parser().parse_args(words[4:])
+  assert args.processes == job['spec']['completions']
+  assert args.coordinator.startswith(f'{job["metadata"]["name"]}-0.')
+  box = [folder / 'one_box.sh', '--config=nowhere.py', f'--workdir={tmp_path}']
+  done = subprocess.run(
+    box,
+    env=os.environ | {'PYTHON': sys.executable},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2 and 'nowhere.py' in done.stderr

@@ -56,9 +56,31 @@ def _cache_compilations():
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
+# What `train` takes for the scheduler, and the job does not.
+_LAUNCH = {'nodes': 1, 'gpus_per_node': 0, 'tasks_per_node': 0, 'slurm': []}
+
+
+def _launch(args: argparse.Namespace) -> int:
+  """Submits the same command, without the flags of the launch."""
+  from vit_jax.launch import slurm
+  from vit_jax.setup import Setup
+
+  Setup(_load_config(args))  # a mistake ends here, not in the queue
+  argv = ['train', f'--config={args.config}', f'--workdir={args.workdir}']
+  argv += ['--distributed', f'--peer_timeout={args.peer_timeout}']
+  argv += [f'--config.{path}={value}' for path, value in args.overrides]
+  print(slurm.submit(args, tuple(argv)))
+  return 0
+
+
 def _train(args: argparse.Namespace) -> int:
   from vit_jax import distributed, train
 
+  if args.launch:
+    return _launch(args)
+  for name, default in _LAUNCH.items():
+    if getattr(args, name) != default:
+      raise UserError(f'--{name} is for --launch=slurm.')
   config = _load_config(args)
   where = (args.coordinator, args.processes, args.process)
   if not args.distributed and where == ('', 0, -1):

@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     help='where the run lives',
   )
   _distributed_flags(train)
+  _launch_flags(train)
   evaluate = add('evaluate', 'metrics on a split')
   _source_flags(evaluate)
   evaluate.add_argument(
@@ -154,6 +155,32 @@ def _distributed_flags(command: argparse.ArgumentParser):
     default=30.0,
     metavar='SECONDS',
     help='after which a silent process is taken for dead, and all end',
+  )
+
+
+def _launch_flags(command: argparse.ArgumentParser):
+  """Not here and now, but as the job of a scheduler."""
+  command.add_argument(
+    '--launch', choices=['slurm'], help='submit it as a job, by submitit'
+  )
+  command.add_argument('--nodes', type=int, default=1, metavar='N')
+  command.add_argument(
+    '--gpus_per_node', type=int, default=0, metavar='N', help='a process each'
+  )
+  command.add_argument(
+    '--tasks_per_node',
+    type=int,
+    default=0,
+    metavar='N',
+    help='processes; default: one a GPU, or one',
+  )
+  command.add_argument(
+    '--slurm',
+    action='append',
+    default=[],
+    metavar='OPTION=VALUE',
+    help='of sbatch, as in --slurm=partition=gpu --slurm=time=12:00:00; may be '
+    'repeated',
   )
 
 

@@ -1,0 +1,266 @@
+"""`train --launch=slurm`: what is submitted, and a real Slurm on loopback."""
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_distributed import _port, losses
+from tests.test_train import digest_of
+from vit_jax import cli, writers
+
+FAKE = """#!/bin/sh
+cp "$1" {folder}/script
+echo 'Submitted batch job 77'
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch, root):
+  """An sbatch that keeps what it is given; gives a function to launch by."""
+  folder = tmp_path / 'bin'
+  folder.mkdir()
+  (folder / 'sbatch').write_text(FAKE.format(folder=tmp_path))
+  (folder / 'sbatch').chmod(stat.S_IRWXU)
+  monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+
+  def launch(*flags):
+    config = f'--config={root / "configs" / "digits.py"}'
+    workdir = f'--workdir={tmp_path / "run"}'
+    return cli.main(['train', config, workdir, *flags])
+
+  return launch
+
+
+def test_what_is_submitted(fake, tmp_path, capsys):
+  flags = ['--launch=slurm', '--nodes=2', '--gpus_per_node=4']
+  flags += ['--slurm=partition=big', '--slurm=exclusive']
+  assert fake(*flags, '--config.seed=5') == 0
+  said = capsys.readouterr().out
+  assert said.startswith('job 77: 2 x 4 processes') and 'scancel 77' in said
+  script = (tmp_path / 'script').read_text()
+  for line in (
+    '--nodes=2',
+    '--ntasks-per-node=4',
+    '--gpus-per-node=4',
+    '--partition=big',
+    '--exclusive',
+    '--requeue',
+    '--open-mode=append',
+    '--signal=USR2@120',
+    '--job-name=run',
+  ):
+    assert f'#SBATCH {line}\n' in script, script
+  (pickled,) = (tmp_path / 'run' / 'slurm').glob('77_submitted.pkl')
+  import submitit  # configured by the launch
+
+  task = submitit.core.utils.DelayedSubmission.load(pickled).function
+  assert task.argv[-2:] == ('--peer_timeout=30.0', '--config.seed=5')
+  assert '--distributed' in task.argv and task.cwd == str(Path.cwd())
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    (['--nodes=2'], '--nodes is for --launch=slurm'),
+    (['--slurm=a=b'], '--slurm is for --launch=slurm'),
+    (['--launch=slurm', '--nodes=0'], '--nodes=0: at least 1'),
+    (['--launch=slurm', '--slurm=--time=3'], 'write OPTION=VALUE as of sbatch'),
+    (
+      ['--launch=slurm', '--gpus_per_node=4', '--tasks_per_node=2'],
+      'JAX gives each process one GPU',
+    ),
+    (['--launch=slurm', '--config.sed=1'], "Did you mean 'seed'"),
+    (['--launch=slrm'], "invalid choice: 'slrm'"),
+  ],
+)
+def test_mistakes_end_before_the_queue(fake, flags, words, tmp_path, capsys):
+  assert fake(*flags) == 2
+  assert words in capsys.readouterr().err
+  assert not (tmp_path / 'script').exists()
+
+
+def test_slurm_that_refuses(fake, tmp_path, capsys):
+  (tmp_path / 'bin' / 'sbatch').write_text(
+    "#!/bin/sh\necho 'sbatch: error: invalid partition: big' >&2\nexit 1\n"
+  )
+  assert fake('--launch=slurm') == 2
+  assert 'invalid partition: big' in capsys.readouterr().err
+
+
+def test_no_slurm_here(fake, monkeypatch, capsys):
+  monkeypatch.setattr(shutil, 'which', lambda name: None)
+  assert fake('--launch=slurm') == 2
+  assert 'there is no sbatch here' in capsys.readouterr().err
+
+
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+KillWait=30
+MpiDefault=none
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=60
+PartitionName=high Nodes={host} PriorityTier=9
+"""
+
+
+class Slurm:
+  """munged, slurmctld and slurmd of our own, on loopback."""
+
+  def __init__(self, folder):
+    host = socket.gethostname().partition('.')[0]
+    for name in ('state', 'spool'):
+      (folder / name).mkdir()
+    self.conf, key = folder / 'slurm.conf', folder / 'munge.key'
+    self.conf.write_text(
+      CONF.format(
+        host=host,
+        ports=[_port(), _port()],
+        user=getpass.getuser(),
+        folder=folder,
+      )
+    )
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    self.environment = os.environ | {'SLURM_CONF': str(self.conf)}
+    socket_, pid = folder / 'munge.socket', folder / 'munged.pid'
+    munge = ['munged', '-F', '--force', f'--socket={socket_}']
+    munge += [f'--key-file={key}', f'--pid-file={pid}']
+    munge += [f'--log-file={folder}/munged.log', f'--seed-file={folder}/seed']
+    self.daemons, self._log = [], folder / 'daemons.log'
+    for command in (
+      munge,
+      ['slurmctld', '-D', '-f', str(self.conf)],
+      ['slurmd', '-D', '-f', str(self.conf), '-N', host],
+    ):
+      with open(self._log, 'a') as log:
+        self.daemons.append(
+          subprocess.Popen(
+            command, stdout=log, stderr=log, env=self.environment
+          )
+        )
+      time.sleep(1)
+
+  def __call__(self, *command):
+    done = subprocess.run(
+      command, env=self.environment, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+  def wait(self, what, seconds, path):
+    """Until it is true; what the job and the daemons said if it is not."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+      if what():
+        return
+      time.sleep(0.5)
+    logs = [*path.glob('slurm/*_log.*'), self._log]
+    raise AssertionError(
+      '\n'.join(f'{x}:\n{x.read_text()[-3000:]}' for x in logs)
+      + self('squeue', '-l')
+    )
+
+  def state(self, job):
+    return self('squeue', '-h', '-j', job, '-o', '%T')
+
+  def end(self):
+    self('scancel', '--user', getpass.getuser())
+    for daemon in self.daemons[::-1]:
+      daemon.terminate()
+    for daemon in self.daemons:
+      try:
+        daemon.wait(10)
+      except subprocess.TimeoutExpired:
+        daemon.kill()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+  if shutil.which('slurmctld', path=os.environ['PATH'] + ':/usr/sbin') is None:
+    pytest.fail('no Slurm here: `make test-slow` installs slurm-wlm, munge')
+  monkeypatch.setenv('PATH', os.environ['PATH'] + ':/usr/sbin')
+  slurm = Slurm(tmp_path)
+  try:
+    yield slurm
+  finally:
+    slurm.end()
+
+
+@pytest.mark.slow
+def test_preempted_queued_again_and_finished(
+  slurm, tmp_path, root, small_flags, vit_jax
+):
+  """Two tasks, stopped by a job that goes before: the same run in the end."""
+  slurm.wait(lambda: slurm('sinfo', '-h', '-o', '%T') == 'idle', 60, tmp_path)
+  path = tmp_path / 'run'
+  flags = [*small_flags, '--config.total=400 steps', '--config.optim.lr=1e-4']
+  flags += ['--config=configs/digits.py', '--peer_timeout=20']
+  launch = ['--launch=slurm', '--tasks_per_node=2', '--slurm=time=30']
+  code, out, err = vit_jax(
+    'train', f'--workdir={path}', *flags, *launch, env=slurm.environment
+  )
+  assert code == 0 and '1 x 2 processes' in out, err
+  job = out.split()[1].strip(':')
+
+  def at(step):
+    lines = writers.read_metrics(path / 'metrics.jsonl')
+    return bool(lines) and lines[-1]['step'] >= step
+
+  slurm.wait(lambda: at(8), 240, path)
+  first = slurm(
+    'sbatch', '-p', 'high', '-n', '2', '--wrap', 'true', '-o', '/dev/null'
+  )
+  assert 'Submitted' in first
+  slurm.wait(lambda: slurm.state(job) == 'PENDING', 120, path)
+  saved = max(x['step'] for x in writers.read_metrics(path / 'metrics.jsonl'))
+  assert saved < 400
+  # Slurm lets a requeued job wait for two minutes.
+  slurm.wait(
+    lambda: (
+      slurm('scontrol', 'update', f'jobid={job}', 'StartTime=now')
+      or slurm.state(job) == 'RUNNING'
+    ),
+    150,
+    path,
+  )
+  slurm.wait((path / 'result.json').exists, 300, path)
+  starts = json.loads((path / 'provenance.json').read_text())['starts']
+  assert [s['devices']['processes'] for s in starts] == [2, 2]
+  log = (path / 'slurm' / f'{job}_0_log.out').read_text()
+  assert 'saved after step' in log and 'resuming after step' in log
+  assert losses(path).keys() == set(range(4, 401, 4))
+  # Bit for bit the run that nothing interrupts.
+  whole = tmp_path / 'whole'
+  code, out, err = vit_jax(
+    'train', f'--workdir={whole}', *flags, *launch, env=slurm.environment
+  )
+  assert code == 0, err
+  slurm.wait((whole / 'result.json').exists, 300, whole)
+  assert digest_of(path) == digest_of(whole)
