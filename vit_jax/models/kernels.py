@@ -14,7 +14,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Float
 
 from vit_jax import sharding
@@ -135,10 +134,26 @@ def cudnn(
   key: Float[Array, 'B N H K'],
   value: Float[Array, 'B N H K'],
 ) -> Float[Array, 'B N H K']:
-  """Attention by cuDNN, on GPUs: in float16 or bfloat16, of any length."""
-  attend = functools.partial(
-    jax.nn.dot_product_attention, implementation='cudnn'
-  )
+  """Attention by cuDNN, on GPUs: in float16 or bfloat16.
+
+  Its gradient is for even lengths (jax 0.10 takes every call for one with a
+  bias): an odd one is padded by a token, which is masked.
+  """
+  tokens = query.shape[1]
+  padding = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))
+
+  def attend(*qkv: Array) -> Array:
+    lengths = None
+    if tokens % 2:
+      lengths = jnp.full(qkv[0].shape[:1], tokens, jnp.int32)
+    y = jax.nn.dot_product_attention(
+      *(jnp.pad(x, padding) for x in qkv),
+      query_seq_lengths=lengths,
+      key_value_seq_lengths=lengths,
+      implementation='cudnn',
+    )
+    return y[:, :tokens]
+
   return _divided(attend, query, key, value)
 
 
@@ -168,6 +183,9 @@ def splash(
     query: queries, key: keys, value: values.
     interpret: runs the kernel step by step, on any platform.
   """
+  # Most runs do without its 0.15 s.
+  from jax.experimental.pallas.ops.tpu import splash_attention
+
   tokens, width = query.shape[1], query.shape[-1]
   side, length = blocks(tokens)
   sizes = splash_attention.BlockSizes(
