@@ -235,6 +235,7 @@ def test_block_is_pre_norm():
     dropout=0.0,
     drop_path=0.0,
     dtype=F32,
+    attention='xla',
   )
   model = Block(layer)
   x, rate = normal(2, 5, 8), jnp.zeros(())
