@@ -29,7 +29,7 @@ _LANES, _BLOCK = 128, 1024
 
 # Tokens from which 'auto' takes splash on TPUs. By `plan` for a v5e (the table
 # in docs/scaling.md) it moves as many bytes as XLA at 196 tokens, padded to
-# 256, and about half as many at 576; from 512 on padding costs 1.6 times at most.
+# 256, and about half at 576; from 512 on padding costs 1.6 times at most.
 _LONG = 512
 
 
