@@ -192,10 +192,10 @@ def test_dot_product_attention():
 
 
 def test_attention():
-  model, x = Attention(2, True, False, 1e-6, F32), normal(2, 5, 8)
-  params = randomised(model, jnp.asarray(x), None)
+  model, x = Attention(2, True, False, 1e-6, F32, 'xla'), normal(2, 5, 8)
+  params = randomised(model, jnp.asarray(x), None, True)
   assert params['query']['kernel'].shape == (8, 2, 4)  # D -> H heads of D / H
-  out, weights = model.apply({'params': params}, jnp.asarray(x), None)
+  out, weights = model.apply({'params': params}, jnp.asarray(x), None, True)
   for b in range(2):
     expected = np_attention(x[b], params)
     close(out[b], expected[0])
@@ -235,6 +235,7 @@ def test_block_is_pre_norm():
     dropout=0.0,
     drop_path=0.0,
     dtype=F32,
+    attention='xla',
   )
   model = Block(layer)
   x, rate = normal(2, 5, 8), jnp.zeros(())

@@ -73,6 +73,21 @@ ENTRY %main (x: f32[128,256]) -> f32[128,256] {
 """
 BYTES = 4 * 128 * 256
 
+# The text of `splash_attention`: an attribute has a line of its own.
+SPLASH = """HloModule jit_step
+
+ENTRY %main (q: bf16[8,6,256,64]) -> f32[8,6,256,128] {
+  %q = bf16[8,6,256,64]{3,2,1,0} parameter(0)
+  %info = s8[1,1,1]{2,1,0} constant({ { {1} } })
+  %splash_mha_fwd_segmented_residuals.1 = (bf16[8,6,256,64]{3,2,1,0}, f32[8,6,256,128]{3,2,1,0}) custom-call(%info, %q, %q, %q), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256}"
+}}, metadata={op_name="jit(step)/pallas_call"}
+  %y = bf16[8,6,256,64]{3,2,1,0} get-tuple-element(%splash_mha_fwd_segmented_residuals.1), index=0
+  %splash_mha_dkv_no_residuals.2 = (bf16[8,1,6,256,64]{4,3,2,1,0}, bf16[8,6,256,64]{3,2,1,0}, bf16[8,6,256,64]{3,2,1,0}) custom-call(%info, %y, %y, %y), custom_call_target="tpu_custom_call"
+  ROOT %sums = f32[8,6,256,128]{3,2,1,0} get-tuple-element(%splash_mha_fwd_segmented_residuals.1), index=1
+}
+"""  # noqa: E501
+
 
 def loop(groups='replica_groups={{0,1,2,3},{4,5,6,7}}', body='', text=LOOP):
   text = text.replace('GROUPS', groups).replace('BODY', 'body=%body' + body)
@@ -244,6 +259,15 @@ def test_costs_of_loops_are_those_of_no_loops(looped, flat):
   assert analytic < found < 1.5 * analytic
   moved = costs.traffic(flat[1], on_chip=False)
   assert moved == pytest.approx(truth['bytes accessed'], rel=0.15)
+
+
+def test_attention_kernels_of_tpus_are_counted():
+  program = hlo.Program(SPLASH)
+  assert 'sums' in program.computations['main']  # it was read to the end
+  product = 2 * 8 * 6 * 256 * 256 * 64
+  assert costs.flops(program) == (2 + 5) * product
+  other = SPLASH.replace('splash_mha_', 'other_')
+  assert costs.flops(hlo.Program(other)) == 0
 
 
 def test_data_parallelism_sums_each_gradient_once(flat):

@@ -107,6 +107,62 @@ def test_a_slice_that_there_is_not(python):
   assert code == 2 and "'v5e:3x3'" in err and 'Choices: 1x1' in err
 
 
+@pytest.fixture(scope='module')
+def attentions(plan):
+  """Of 384x384 pixels, 576 tokens, on one TPU: splash, and XLA's attention."""
+  flags = ['--config.size=384', '--config.batch_size=64']
+  flags += ['--config.optim.warmup=5%', '--topology=v5e:1x1']
+  return [
+    plan(*flags, f'--config.model.attention={kind}')['v5e:1x1']
+    for kind in ('auto', 'xla')
+  ]
+
+
+def test_long_sequences_have_splash_attention(attentions):
+  splash, xla = attentions
+  assert (splash['attention'], xla['attention']) == ('splash', 'xla')
+  for report in attentions:
+    assert report['fits'] and not report['cudnn']
+  # 576 tokens are padded to 640, and the weights are computed twice.
+  share = splash['flops']['compiled'] / xla['flops']['compiled']
+  assert 1.03 < share < 1.15
+  temporaries = [r['memory']['temporaries'] for r in attentions]
+  assert temporaries[0] < 0.8 * temporaries[1]
+  accessed = [r['bytes_accessed'] for r in attentions]
+  assert accessed[0] < 0.7 * accessed[1]
+
+
+def test_short_sequences_have_not(tpus):
+  assert {report['attention'] for report in tpus.values()} == {'xla'}
+
+
+def test_splash_is_divided_by_batch_and_heads(plan):
+  (report,) = plan(
+    '--topology=v5e:2x2',
+    '--config.mesh.tensor=2',
+    '--config.batch_size=128',
+    '--config.optim.warmup=5%',
+    '--config.model.attention=splash',
+    '--config.model.depth=1',
+  ).values()
+  assert report['attention'] == 'splash' and report['fits']
+  whole = report['flops']['model'] / 4
+  assert 1 < report['flops']['compiled'] / whole < 1.3
+
+
+def test_gpus_are_planned_without_cudnn(gpus, python):
+  for report in gpus.values():  # a run has cuDNN's, which is not here
+    assert report['attention'] == 'xla' and report['cudnn']
+  flags = ['--topology=h100:1', '--config.batch_size=64']
+  flags += ['--config.optim.warmup=5%']
+  code, out, err = python('-m', 'vit_jax', 'plan', *RECIPE, *flags)
+  assert code == 0, err
+  assert 'note: h100:1 runs attention by cudnn' in out
+  flags.append('--config.model.attention=xla')
+  code, out, err = python('-m', 'vit_jax', 'plan', *RECIPE, *flags)
+  assert code == 0 and 'cudnn' not in out + err
+
+
 SCRIPT = """
 import json, sys
 from vit_jax import config, plan

@@ -37,6 +37,7 @@ TRAINING = (
   'drop_path',
   'patch_dropout',
   'dtype',
+  'attention',
   'remat',
   'unroll',
   'head_bias',

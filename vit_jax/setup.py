@@ -238,7 +238,8 @@ class Setup:
   @functools.cached_property
   def abstract_state(self) -> step_lib.TrainState:
     """Shapes, dtypes and shardings of the state."""
-    shapes = jax.eval_shape(self._init)
+    with jax.set_mesh(self.mesh):
+      shapes = jax.eval_shape(self._init)
     return jax.tree.map(
       lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
       shapes,

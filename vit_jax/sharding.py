@@ -91,6 +91,20 @@ def constrain(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def heads_spec(shape: tuple[int, ...]) -> PartitionSpec | None:
+  """How an array (B, N, H, K) is divided where a mesh is set, or None.
+
+  What the mesh does not divide evenly, each device has whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or 'fsdp' not in mesh.axis_names:
+    return None
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  batch = None if shape[0] % ways else BATCH[0]
+  heads = None if shape[2] % mesh.shape['tensor'] else 'tensor'
+  return PartitionSpec(batch, None, heads, None)
+
+
 def spec_of(
   name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
 ) -> PartitionSpec:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.models import kernels
 from vit_jax.models.positions import Rotation, rotate
 
 
@@ -31,8 +32,8 @@ def dot_product_attention(
 class Attention(nn.Module):
   """Projections to queries, keys and values of D / H each, and back to D.
 
-  Returns the tokens and the attention weights (B, H, N, N); who does not use
-  the weights does not pay for them once compiled.
+  Returns the tokens and, if asked for, the attention weights (B, H, N, N): then
+  attention is XLA's, because fused kernels do not tell them.
 
   Attributes:
     heads: H.
@@ -40,6 +41,7 @@ class Attention(nn.Module):
     qk_norm: a LayerNorm of each head's queries and keys, which keeps the
       logits of large models bounded (arXiv 2302.05442, section 2).
     epsilon: of those LayerNorms.
+    kernel: see kernels.py.
   """
 
   heads: int
@@ -47,11 +49,15 @@ class Attention(nn.Module):
   qk_norm: bool
   epsilon: float
   dtype: jnp.dtype
+  kernel: kernels.Kind
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B N D'], rotation: Rotation | None
-  ) -> tuple[Float[Array, 'B N D'], Float[Array, 'B H N N']]:
+    self,
+    x: Float[Array, 'B N D'],
+    rotation: Rotation | None,
+    show_weights: bool,
+  ) -> tuple[Float[Array, 'B N D'], Float[Array, 'B H N N'] | None]:
     width = x.shape[-1]
 
     def project(name):
@@ -69,7 +75,11 @@ class Attention(nn.Module):
       key = LayerNorm(self.epsilon, self.dtype, 'key_norm')(key)
     if rotation is not None:
       query, key = rotate(query, rotation), rotate(key, rotation)
-    y, weights = dot_product_attention(query, key, value)
+    kernel = 'xla' if show_weights else kernels.pick(self.kernel, query)
+    if kernel == 'xla':
+      y, weights = dot_product_attention(query, key, value)
+    else:
+      y, weights = kernels.KERNELS[kernel](query, key, value), None
     out = nn.DenseGeneral(
       width,
       axis=(-2, -1),

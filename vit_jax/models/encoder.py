@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.models.attention import Attention, LayerNorm
+from vit_jax.models.kernels import Kind as Kernel
 from vit_jax.models.mlp import Gelu, Kind, Mlp
 from vit_jax.models.positions import Rotation
 from vit_jax.sharding import constrain
@@ -59,6 +60,7 @@ class Layer:
   dropout: float
   drop_path: float
   dtype: jnp.dtype
+  attention: Kernel
 
 
 class Block(nn.Module):
@@ -96,8 +98,9 @@ class Block(nn.Module):
       of.qk_norm,
       of.epsilon,
       of.dtype,
+      of.attention,
       name='attention',
-    )(y, rotation)
+    )(y, rotation, 'attention' in self.capture)
     x = x + branch(y, 'scale1')
     y = LayerNorm(of.epsilon, of.dtype, name='norm2')(x)
     mlp = Mlp(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.errors import UserError, check_choice
+from vit_jax.models import kernels
 from vit_jax.models import mlp as mlps
 from vit_jax.models import positions as encodings
 from vit_jax.models.attention import LayerNorm
@@ -60,6 +61,8 @@ class ViT(nn.Module, kw_only=True):
     patch_dropout: rate of patch tokens left out in training (arXiv 2212.00794).
     dtype: of the computation; parameters, normalisation, softmax and loss are
       float32 in any case.
+    attention: the kernel of it, 'auto', 'xla', 'cudnn' (GPUs) or 'splash'
+      (TPUs); see kernels.py.
     remat, unroll: memory and speed, not the function; see encoder.py.
   """
 
@@ -91,6 +94,7 @@ class ViT(nn.Module, kw_only=True):
   drop_path: float = 0.0
   patch_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16'] = 'float32'
+  attention: kernels.Kind = 'auto'
   remat: Remat = 'none'
   unroll: int = 1
 
@@ -168,6 +172,13 @@ class ViT(nn.Module, kw_only=True):
       raise UserError(
         f"config.model.positions = 'rope2d' needs heads of a width that is a "
         f'multiple of 4, not {head_width}.'
+      )
+    why = kernels.refusal(self.attention, self.dtype, head_width)
+    if why:
+      raise UserError(
+        f'config.model.attention = {self.attention!r}: {why} '
+        f'(config.model.dtype, heads, width); '
+        "'auto' and 'xla' take any."
       )
     patches = grid(size, self.patch)
     if self.positions == 'sincos2d':
@@ -283,6 +294,7 @@ class ViT(nn.Module, kw_only=True):
       dropout=self.dropout,
       drop_path=self.drop_path,
       dtype=dtype,
+      attention=self.attention,
     )
     x, outputs = Encoder(
       shape.depth, layer, self.remat, self.unroll, name='encoder'

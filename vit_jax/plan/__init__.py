@@ -12,11 +12,23 @@ from typing import Any
 import ml_collections
 
 from vit_jax.errors import UserError
+from vit_jax.models.kernels import refusal
+from vit_jax.models.vit import ViT
 from vit_jax.plan import topology as topologies
 from vit_jax.plan.compiled import estimate
+from vit_jax.plan.search import apply
 from vit_jax.plan.search import search as search_ways
 from vit_jax.plan.table import Progress
 from vit_jax.setup import Setup, stated_info
+
+
+def _takes_cudnn(setup: Setup) -> bool:
+  """Whether a run on GPUs would have cuDNN's attention."""
+  model = setup.model
+  if not isinstance(model, ViT) or model.attention not in ('auto', 'cudnn'):
+    return False
+  shape = model.shape
+  return not refusal('cudnn', model.dtype, shape.width // shape.heads)
 
 
 def run(
@@ -52,6 +64,10 @@ def run(
     for topology in wanted:
       devices = topologies.devices(topology)
       setup = Setup(full, info, devices=devices)
+      cudnn = topology.hardware.platform == 'cuda' and _takes_cudnn(setup)
+      if cudnn:  # which only a GPU can compile
+        config = apply(full, [('model.attention', 'xla')])
+        setup = Setup(config, info, devices=devices)
       progress.begin(topology.name)
       if search:
         tried = search_ways(setup, topology, devices, progress.tried)
@@ -59,6 +75,7 @@ def run(
       else:
         reports.append(estimate(setup, topology))
         progress.tried(1, 1, reports[-1])
+      reports[-1]['cudnn'] = cudnn
   return {
     'model': f'{model.name} {model.get("variant", "")}'.rstrip(),
     'parameters': reports[0]['parameters'],

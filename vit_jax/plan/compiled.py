@@ -126,6 +126,8 @@ def _read(
   report['bytes_moved'] = {
     way: sum(row[way] for row in moved.values()) for way in ('links', 'network')
   }
+  splash = 'splash_mha_fwd' in program.text
+  report['attention'] = 'splash' if splash else 'xla'
   report['endless_loops'] = len(program.endless)
 
 

@@ -7,6 +7,7 @@ both are within a few per cent of it (tests/test_plan.py).
 
 import json
 import math
+import re
 
 import jax
 from jaxlib import _hlo, _jax  # XLA's parser and cost model: not public
@@ -164,10 +165,29 @@ def _cublas(x: Instruction, types: Computation) -> int:
   return 2 * math.prod(sides(arrays(x.type)[0])) * math.prod(contracted)
 
 
+# Matrix products of splash attention: forward; backward, all in one kernel.
+_SPLASH = {'fwd': 2, 'dkv': 5}
+
+
+def _splash(x: Instruction, types: Computation) -> int:
+  """FLOPs of an attention kernel on a TPU, padding included; 0: it is none."""
+  kind = re.match('splash_mha_(fwd|dkv)_', x.name)
+  if not kind or 'tpu_custom_call' not in x.rest:
+    return 0
+  query, key = [
+    shape
+    for shape in (sides(types[name].type) for name in x.inputs)
+    if len(shape) > 3
+  ][:2]  # (B, H, N, K)
+  return 2 * _SPLASH[kind[1]] * math.prod(query) * key[-2]
+
+
 def flops(program: Program) -> float:
   """Floating-point operations of a step on one device."""
   total = _once(program, program.entry) + _again(program, program.entry)
   for types, x, times in program.executed():
     if x.op == 'custom-call' and '__cublas' in x.rest:
       total += times * _cublas(x, types)
+    elif x.op == 'custom-call':
+      total += times * _splash(x, types)
   return total

@@ -109,8 +109,8 @@ class Program:
       if header and inside is None:
         inside = self.computations.setdefault(header[2], {})
         self.entry = header[2] if header[1] else self.entry
-      elif line.startswith('}'):
-        inside = None
+      elif line.startswith('}') and not line.startswith('}}'):
+        inside = None  # '}}' ends an attribute of several lines
       elif inside is not None and (parsed := _instruction(line)):
         inside[parsed.name] = parsed
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import ml_collections
 
 from vit_jax import config as config_lib
@@ -100,15 +101,19 @@ def ways(setup: Setup, topology: Topology, devices: list[Any]) -> Iterator[Way]:
   short = model.dtype == 'bfloat16'
   width, peak = (2, hardware.flops) if short else (4, hardware.flops32)
   per_image = sum(flops.forward(model, info.size, info.channels).values())
-  kept = {
-    remat: activation_bytes(model.clone(remat=remat), info.size, info.channels)
-    for remat in REMATS
-  }
   alone = apply(
     setup.config,
     [('accumulate', '1'), *((f'mesh.{n}', '1') for n in _MESH)],
   )
-  state = Setup(alone, info, devices=devices[:1]).abstract_state
+  one = Setup(alone, info, devices=devices[:1])
+  state = one.abstract_state
+  with jax.sharding.use_abstract_mesh(one.mesh.abstract_mesh):  # its attention
+    kept = {
+      remat: activation_bytes(
+        model.clone(remat=remat), info.size, info.channels
+      )
+      for remat in REMATS
+    }
   params, held = bytes_here(state.params), bytes_here(state)
   tokens = model.prefix + math.prod(s // model.patch for s in info.size)
   stream = tokens * model.shape.width * model.shape.depth * width

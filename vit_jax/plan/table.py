@@ -130,6 +130,9 @@ def _rows(report: Report) -> dict[str, str]:
     )
     rows['  compiled, remat included'] = si(flops['compiled'])
     rows['  compiled, loops once'] = si(flops['loops_once'])
+    rows['attention'] = report['attention']
+    if report['cudnn']:
+      rows['attention'] += ' for cudnn'
     rows['bytes accessed'] = si(report['bytes_accessed'], 'B')
     rows['bytes sent, links'] = si(moved['links'], 'B')
     for name, row in report['collectives'].items():
@@ -171,6 +174,11 @@ def show(result: Report):
   for report in reports:
     fits = 'yes' if report['fits'] else 'no'
     print(f'fits: {fits}  {report["topology"]}: {_verdict(report)}')
+    if report['cudnn']:
+      print(
+        f'note: {report["topology"]} runs attention by cudnn, which only a GPU '
+        "can compile; counted is XLA's, which takes more memory."
+      )
     if 'tried' in report and report['fits']:
       flags = ' '.join(f'--{k}={v}' for k, v in report['overrides'].items())
       print(f'fastest of {len(report["tried"])} compiled: {flags}')
