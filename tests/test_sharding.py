@@ -1,11 +1,12 @@
 """One device is eight, for each way to divide the work; and what is not.
 
-Tolerances: losses 1e-5 relative, parameters 1e-5 absolute after ten steps at a
-learning rate of 1e-4 (each moves every parameter by at most that). Measured:
-losses differ by 2e-7 to 1e-6.
+Tolerances after ten steps at a learning rate of 1e-4 (each moves a parameter by
+at most that): losses 1e-6 relative, parameters 1e-5 absolute. One wrong label
+of 32 changes them by 7e-5 and more than 1e-4 (test_controls).
 """
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ def test_eight_devices_are_one(name, one, small_config):
   mesh = MESHES[name]
   setup = made(small_config, mesh)
   state, losses = trained(setup)
-  np.testing.assert_allclose(losses, one[2], rtol=1e-5)
+  np.testing.assert_allclose(losses, one[2], rtol=1e-6)
   assert furthest(state.params, one[1].params) < 1e-5
   assert furthest(state.ema, one[1].ema) < 1e-5
   # Divided indeed, and what the optimizer and the average hold alike.
@@ -113,16 +114,17 @@ def test_eight_devices_are_one(name, one, small_config):
 
 
 def test_controls(one, small_config):
-  """What the tolerances see: a label, another seed of the augmentation."""
+  """What the tolerances see: a label of 32, another seed."""
 
   def relabel(batch):
-    return batch | {'label': batch['label'].at[0].set(9 - batch['label'][0])}
+    label = batch['label']  # of one example
+    return batch | {'label': label.at[0].set(9 - label[0])}
 
   state, losses = trained(made(small_config, MESHES['dp']), change=relabel)
-  assert np.abs(losses / one[2] - 1).max() > 1e-4
+  assert np.abs(losses / one[2] - 1).max() > 5e-5
   assert furthest(state.params, one[1].params) > 1e-4
   _, losses = trained(made(small_config, MESHES['dp'], seed='1'), 3)
-  assert np.abs(losses / one[2][:3] - 1).max() > 1e-4
+  assert np.abs(losses / one[2][:3] - 1).max() > 5e-5
 
 
 @pytest.mark.slow
@@ -166,13 +168,13 @@ def test_bfloat16_moments(small_config, one, tmp_path):
       small_config, MESHES['fsdp'], optim__name=name, optim__moments='bfloat16'
     )
     types = {
-      k: v.dtype
+      k: v.dtype.name
       for k, v in trees.paths(setup.abstract_state.optimizer)
       if k.endswith('kernel')
     }
     first = {v for k, v in types.items() if '/nu/' not in k}
-    assert first == {jnp.bfloat16}
-    assert {v for k, v in types.items() if '/nu/' in k} <= {jnp.float32}
+    assert first == {'bfloat16'}
+    assert {v for k, v in types.items() if '/nu/' in k} <= {'float32'}
     if name == 'adamw':
       state, losses = trained(setup)
       np.testing.assert_allclose(losses, one[2], rtol=2e-3)
@@ -231,17 +233,15 @@ def test_every_rule_is_for_something(small_config):
   """And what is large is divided, whatever the model."""
   fields = [
     {'model__pool': 'map', 'model__representation': '32'},
-    {'model__mlp': 'swiglu'},
+    {'model__mlp': 'swiglu', 'model__positions': 'learned'},
   ]
   matched, mesh = set(), sharding.make_mesh({'data': 1, 'fsdp': 4, 'tensor': 2})
   for overrides in fields:
     setup = made(small_config, **overrides)
     for name, leaf in trees.paths(setup.abstract_state.params):
       spec = sharding.spec_of(name, leaf.shape, mesh)
-      for rule, axes in sharding.RULES:
-        if sharding.re.search(rule, name) and len(axes) == len(leaf.shape):
-          matched.add(rule)
-          break
+      rules = [rule for rule, _ in sharding.RULES if re.search(rule, name)]
+      matched |= set(rules[:1])
       if leaf.size >= 1024 and name.endswith('kernel'):
         assert spec != PartitionSpec() and set(spec) != {None}, name
   assert matched == {rule for rule, _ in sharding.RULES}

@@ -23,14 +23,15 @@ from vit_jax.errors import UserError
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = PartitionSpec(('data', 'fsdp'))
 
-# First match wins. Blocks have the layer as their first axis, never divided.
+# First match wins. Blocks have the layer as one more axis in front, which is
+# never divided.
 RULES = (
-  (r'attention/(query|key|value)/kernel$', (None, 'fsdp', 'tensor', None)),
-  (r'attention/(query|key|value)/bias$', (None, 'tensor', None)),
-  (r'attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
-  (r'mlp/up/kernel$', (None, 'fsdp', 'tensor')),
-  (r'mlp/up/bias$', (None, 'tensor')),
-  (r'mlp/down/kernel$', (None, 'tensor', 'fsdp')),
+  (r'(attention|pool)/(query|key|value)/kernel$', ('fsdp', 'tensor', None)),
+  (r'(attention|pool)/(query|key|value)/bias$', ('tensor', None)),
+  (r'(attention|pool)/out/kernel$', ('tensor', None, 'fsdp')),
+  (r'mlp/(up|gate)/kernel$', ('fsdp', 'tensor')),
+  (r'mlp/(up|gate)/bias$', ('tensor',)),
+  (r'mlp/down/kernel$', ('tensor', 'fsdp')),
   (r'(embed|head)/linear/kernel$', ('fsdp', None)),
   (r'representation/kernel$', ('fsdp', None)),
   (r'positions/table$', (None, 'fsdp')),
@@ -110,7 +111,8 @@ def spec_of(
 ) -> PartitionSpec:
   """The mesh axis of each dimension of the parameter at path `name`."""
   for pattern, axes in RULES:
-    if re.search(pattern, name) and len(axes) == len(shape):
+    if re.search(pattern, name):
+      axes = (None,) * (len(shape) - len(axes)) + axes
       spec = []
       for size, axis in zip(shape, axes, strict=True):
         if axis and size % mesh.shape[axis]:
