@@ -241,7 +241,9 @@ def test_preempted_queued_again_and_finished(
   slurm.wait(lambda: slurm.state(job) == 'PENDING', 120, path)
   saved = max(x['step'] for x in writers.read_metrics(path / 'metrics.jsonl'))
   assert saved < 400
-  # Slurm lets a requeued job wait for two minutes.
+  # Slurm lets a requeued job wait for two minutes. Not quite at once: slurmd
+  # would take it for the one that it has just killed.
+  time.sleep(5)
   slurm.wait(
     lambda: (
       slurm('scontrol', 'update', f'jobid={job}', 'StartTime=now')
