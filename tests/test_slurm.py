@@ -192,6 +192,9 @@ class Slurm:
 
   def end(self):
     self('scancel', '--user', getpass.getuser())
+    until = time.monotonic() + 40
+    while self('squeue', '-h') and time.monotonic() < until:
+      time.sleep(0.5)
     for daemon in self.daemons[::-1]:
       daemon.terminate()
     for daemon in self.daemons:
