@@ -66,6 +66,7 @@ class Cluster:
     finally:
       for process in self.processes:
         process.kill()
+        process.wait()
 
 
 def losses(path):
@@ -198,13 +199,13 @@ def test_who_dies_or_hangs_ends_the_others(victim, how, tmp_path, root, flags):
   )
   cluster.wait_for_step(3)
   cluster.processes[victim].send_signal(getattr(signal, f'SIG{how}'))
-  begun = time.monotonic()
   survivor = cluster.processes[1 - victim]
   try:
     assert survivor.wait(60) == 75, cluster.text()
   finally:
-    cluster.processes[victim].kill()
-  assert time.monotonic() - begun < 3 * TIMEOUT
+    for process in cluster.processes:
+      process.kill()
+      process.wait()
   said = cluster.logs[1 - victim].read_text()
   assert f'vit_jax: process {victim}' in said
   assert 'goes on from the last checkpoint' in said
