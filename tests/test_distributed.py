@@ -259,7 +259,6 @@ def test_kills_of_two_at_random_moments(two, tmp_path, root, flags):
 @pytest.mark.parametrize(
   'given, words',
   [
-    (['--distributed'], '--distributed: no Slurm, TPU VM, GKE or MPI tells'),
     (['--coordinator=h:1'], 'give all three'),
     (['--processes=2', '--process=0'], 'give all three'),
     (['--coordinator=h:1', '--processes=2', '--process=2'], 'give all three'),
@@ -277,3 +276,10 @@ def test_mistakes(given, words, tmp_path, root, capsys):
   flags = ['train', config, f'--workdir={tmp_path}', *given]
   assert cli.main(flags) == 2
   assert words in capsys.readouterr().err
+
+
+def test_nobody_tells_where_the_others_are(vit_jax, tmp_path):
+  flags = ['--config=configs/digits.py', f'--workdir={tmp_path}']
+  code, _, err = vit_jax('train', *flags, '--distributed')
+  assert code == 2 and 'Traceback' not in err
+  assert '--distributed: no Slurm, TPU VM, GKE or MPI tells' in err
