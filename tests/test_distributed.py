@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -221,38 +220,21 @@ def test_an_error_of_one_ends_both(tmp_path, root, flags):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_one_cannot_read(two, tmp_path, root, flags):
-  """All go back to the one before."""
+def test_all_pass_over_a_damaged_checkpoint(two, tmp_path, root, flags):
+  """And go on from the one before, as from a shared disk's."""
   path = tmp_path / 'run'
   cluster = Cluster(root, path, flags, 2)
   cluster.wait_for_step(14)
   cluster.processes[1].send_signal(signal.SIGTERM)
   assert cluster.end() == [75, 75], cluster.text()
   newest = max(int(p.name) for p in (path / 'checkpoints').iterdir())
-  for file in (path / 'checkpoints' / str(newest)).rglob('d/*'):
-    if 'process_1' in str(file):
-      file.write_bytes(file.read_bytes()[:-40])
+  files = list((path / 'checkpoints' / str(newest) / 'params').rglob('d/*'))
+  assert files
+  for file in files:
+    file.write_bytes(file.read_bytes()[:-40])
   cluster = Cluster(root, path, flags, 2)
   assert cluster.end() == [0, 0], cluster.text()
   assert 'the checkpoint is damaged' in cluster.text()
-  assert digest_of(path) == digest_of(two.path)
-
-
-@pytest.mark.slow
-def test_kills_of_two_at_random_moments(two, tmp_path, root, flags):
-  """Up to five, of either process: the end is the same, bit for bit."""
-  seed = int(time.time())
-  print('seed', seed)
-  rng, path = random.Random(seed), tmp_path / 'run'
-  often = [*flags, '--config.save_every=2 steps']
-  for _ in range(5):
-    cluster = Cluster(root, path, often, 2)
-    time.sleep(rng.uniform(5, 14))
-    cluster.processes[rng.randrange(2)].kill()
-    if cluster.end(90) == [0, 0]:
-      break
-  cluster = Cluster(root, path, often, 2)
-  assert cluster.end() == [0, 0], cluster.text()
   assert digest_of(path) == digest_of(two.path)
 
 
