@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_jax.tasks import Apply, Batch, Metrics, Task
@@ -29,7 +30,9 @@ class TrainState(flax.struct.PyTreeNode):
 
 def key_for(seed: int, step: Any, purpose: str) -> jax.Array:
   """The random key of a purpose at a step: a function of its arguments."""
-  key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+  key = jax.random.fold_in(
+    jax.random.key(np.uint32(seed)), zlib.crc32(purpose.encode())
+  )
   return jax.random.fold_in(key, step)
 
 
