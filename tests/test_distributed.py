@@ -265,3 +265,26 @@ def test_nobody_tells_where_the_others_are(vit_jax, tmp_path):
   code, _, err = vit_jax('train', *flags, '--distributed')
   assert code == 2 and 'Traceback' not in err
   assert '--distributed: no Slurm, TPU VM, GKE or MPI tells' in err
+
+
+@pytest.mark.parametrize(
+  'process', [0, pytest.param(1, marks=pytest.mark.slow)]
+)
+def test_others_that_do_not_come(process, tmp_path, root):
+  """A scheduler had no place for them yet: 75, to be started again."""
+  code = (
+    'import sys; from vit_jax import cli, distributed;'
+    'distributed._JOIN_SECONDS = 2; sys.exit(cli.main(sys.argv[1:]))'
+  )
+  flags = ['--config=configs/digits.py', f'--workdir={tmp_path / "run"}']
+  flags += [f'--coordinator=127.0.0.1:{_port()}', '--processes=2']
+  done = subprocess.run(
+    [sys.executable, '-c', code, 'train', *flags, f'--process={process}'],
+    cwd=root,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 75, done.stderr
+  assert 'vit_jax: not all processes came to the coordinator' in done.stderr
+  assert not (tmp_path / 'run').exists()

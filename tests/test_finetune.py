@@ -65,6 +65,18 @@ def command(pictures, source, workdir, *more):
   )
 
 
+def test_launched_from_a_file(pictures, file, tmp_path, monkeypatch):
+  """The config is checked with the architecture of the weights in it."""
+  from vit_jax.launch import slurm
+
+  sent = []
+  monkeypatch.setattr(slurm, 'submit', lambda args, argv: sent.append(argv))
+  assert command(pictures, file[0], tmp_path, '--launch=slurm') == 0
+  assert command(pictures, '/no.npz', tmp_path, '--launch=slurm') == 2
+  (argv,) = sent
+  assert f'--config.init_from={file[0]}' in argv
+
+
 def test_a_run_from_a_file(pictures, file, tmp_path):
   path, model, params = file
   frozen = ['--config.total=1 steps', '--config.optim.lr=0']

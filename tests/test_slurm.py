@@ -7,19 +7,21 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.test_distributed import _port, losses
 from tests.test_train import digest_of
-from vit_jax import cli, writers
+from vit_jax import cli, config, writers
+from vit_jax import flags as flags_lib
 
-FAKE = """#!/bin/sh
-cp "$1" {folder}/script
-echo 'Submitted batch job 77'
-"""
+FAKES = {
+  'sbatch': 'cp "$1" script; echo Submitted batch job 77',
+  'srun': 'echo "$SRUN_CPUS_PER_TASK $@" >srun; exit $CODE',
+  'scontrol': 'echo "$@" >scontrol',
+}
 
 
 @pytest.fixture
@@ -27,14 +29,15 @@ def fake(tmp_path, monkeypatch, root):
   """An sbatch that keeps what it is given; gives a function to launch by."""
   folder = tmp_path / 'bin'
   folder.mkdir()
-  (folder / 'sbatch').write_text(FAKE.format(folder=tmp_path))
-  (folder / 'sbatch').chmod(stat.S_IRWXU)
+  for name, text in FAKES.items():
+    (folder / name).write_text(f'#!/bin/sh\ncd {tmp_path}\n{text}\n')
+    (folder / name).chmod(stat.S_IRWXU)
   monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
 
   def launch(*flags):
-    config = f'--config={root / "configs" / "digits.py"}'
+    file = f'--config={root / "configs" / "digits.py"}'
     workdir = f'--workdir={tmp_path / "run"}'
-    return cli.main(['train', config, workdir, *flags])
+    return cli.main(['train', file, workdir, *flags])
 
   return launch
 
@@ -54,16 +57,38 @@ def test_what_is_submitted(fake, tmp_path, capsys):
     '--exclusive',
     '--requeue',
     '--open-mode=append',
-    '--signal=USR2@120',
+    '--signal=TERM@120',
     '--job-name=run',
   ):
     assert f'#SBATCH {line}\n' in script, script
+  assert '--time' not in script  # the partition's own
   (pickled,) = (tmp_path / 'run' / 'slurm').glob('77_submitted.pkl')
   import submitit  # configured by the launch
 
-  task = submitit.core.utils.DelayedSubmission.load(pickled).function
-  assert task.argv[-2:] == ('--peer_timeout=30.0', '--config.seed=5')
-  assert '--distributed' in task.argv and task.cwd == str(Path.cwd())
+  task = submitit.core.utils.DelayedSubmission.load(pickled)
+  (argv,) = task.args
+  assert argv[-2:] == ('--peer_timeout=30.0', '--config.seed=5')
+  assert '--distributed' in argv and not any('--launch' in x for x in argv)
+  args = flags_lib.parser().parse_args(argv[:-1])
+  assert args.distributed and args.workdir == tmp_path / 'run'
+
+
+@pytest.mark.parametrize('code', [0, 1, 2, 75, 137])
+def test_only_what_was_interrupted_is_queued_again(code, fake, tmp_path):
+  """The script itself, by a shell, with an srun that ends with `code`."""
+  flags = ['--launch=slurm', '--slurm=cpus-per-task=3', '--slurm=time=2:00:00']
+  assert fake(*flags, '--slurm=signal=TERM@300') == 0
+  script = (tmp_path / 'script').read_text()
+  assert '--time=2:00:00\n' in script and '--signal=TERM@300\n' in script
+  slurm = {'SLURM_JOB_ID': '77', 'SLURM_CPUS_PER_TASK': '3'}
+  environment = os.environ | slurm | {'CODE': str(code)}
+  done = subprocess.run(['bash', tmp_path / 'script'], env=environment)
+  assert done.returncode == code
+  assert (tmp_path / 'srun').read_text().startswith('3 --unbuffered')
+  again = tmp_path / 'scontrol'
+  assert (again.read_text() if again.exists() else '') == (
+    'requeue 77\n' if code == 75 else ''
+  )
 
 
 @pytest.mark.parametrize(
@@ -77,6 +102,7 @@ def test_what_is_submitted(fake, tmp_path, capsys):
       ['--launch=slurm', '--gpus_per_node=4', '--tasks_per_node=2'],
       'JAX gives each process one GPU',
     ),
+    (['--launch=slurm', '--process=1'], 'are not for --launch=slurm'),
     (['--launch=slurm', '--config.sed=1'], "Did you mean 'seed'"),
     (['--launch=slrm'], "invalid choice: 'slrm'"),
   ],
@@ -85,6 +111,23 @@ def test_mistakes_end_before_the_queue(fake, flags, words, tmp_path, capsys):
   assert fake(*flags) == 2
   assert words in capsys.readouterr().err
   assert not (tmp_path / 'script').exists()
+
+
+def test_a_run_of_another_config_ends_before_the_queue(
+  fake, tmp_path, capsys, small_config
+):
+  (tmp_path / 'run').mkdir()
+  text = config.to_json(small_config(seed='1'))
+  (tmp_path / 'run' / 'config.json').write_text(text)
+  assert fake('--launch=slurm') == 2
+  assert 'config.seed was 1, is now 0' in capsys.readouterr().err
+  assert not (tmp_path / 'script').exists()
+
+
+def test_no_submitit(fake, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'submitit', None)
+  assert fake('--launch=slurm') == 2
+  assert "pip install 'vit_jax[slurm]'" in capsys.readouterr().err
 
 
 def test_slurm_that_refuses(fake, tmp_path, capsys):
@@ -191,8 +234,9 @@ class Slurm:
     return self('squeue', '-h', '-j', job, '-o', '%T')
 
   def end(self):
+    """Of the jobs first: they would outlive the daemons."""
     self('scancel', '--user', getpass.getuser())
-    until = time.monotonic() + 40
+    until = time.monotonic() + 45  # beyond KillWait
     while self('squeue', '-h') and time.monotonic() < until:
       time.sleep(0.5)
     for daemon in self.daemons[::-1]:
@@ -216,34 +260,42 @@ def slurm(tmp_path, monkeypatch):
     slurm.end()
 
 
-@pytest.mark.slow
-def test_preempted_queued_again_and_finished(
-  slurm, tmp_path, root, small_flags, vit_jax
-):
-  """Two tasks, stopped by a job that goes before: the same run in the end."""
+@pytest.fixture
+def submit(slurm, tmp_path, small_flags, vit_jax):
+  """Launches a run of two tasks; gives its workdir and the job's number."""
   slurm.wait(lambda: slurm('sinfo', '-h', '-o', '%T') == 'idle', 60, tmp_path)
-  path = tmp_path / 'run'
-  flags = [*small_flags, '--config.total=400 steps', '--config.optim.lr=1e-4']
-  flags += ['--config=configs/digits.py', '--peer_timeout=20']
-  launch = ['--launch=slurm', '--tasks_per_node=2', '--slurm=time=30']
-  code, out, err = vit_jax(
-    'train', f'--workdir={path}', *flags, *launch, env=slurm.environment
-  )
-  assert code == 0 and '1 x 2 processes' in out, err
-  job = out.split()[1].strip(':')
 
-  def at(step):
-    lines = writers.read_metrics(path / 'metrics.jsonl')
-    return bool(lines) and lines[-1]['step'] >= step
+  def run(name, *more):
+    flags = [*small_flags, '--config=configs/digits.py', '--peer_timeout=20']
+    flags += ['--launch=slurm', '--tasks_per_node=2', *more]
+    code, out, err = vit_jax(
+      'train', f'--workdir={tmp_path / name}', *flags, env=slurm.environment
+    )
+    assert code == 0 and '1 x 2 processes' in out, err
+    return tmp_path / name, out.split()[1].strip(':')
 
-  slurm.wait(lambda: at(8), 240, path)
+  return run
+
+
+def newest(path):
+  """The last step in metrics.jsonl, or 0."""
+  lines = writers.read_metrics(path / 'metrics.jsonl')
+  return lines[-1]['step'] if lines else 0
+
+
+@pytest.mark.slow
+def test_preempted_queued_again_and_finished(slurm, submit):
+  """Two tasks, stopped by a job that goes before: the same run in the end."""
+  flags = ['--config.total=400 steps', '--config.optim.lr=1e-4']
+  flags += ['--slurm=time=30']
+  path, job = submit('run', *flags)
+  slurm.wait(lambda: newest(path) >= 8, 240, path)
   first = slurm(
     'sbatch', '-p', 'high', '-n', '2', '--wrap', 'true', '-o', '/dev/null'
   )
   assert 'Submitted' in first
   slurm.wait(lambda: slurm.state(job) == 'PENDING', 120, path)
-  saved = max(x['step'] for x in writers.read_metrics(path / 'metrics.jsonl'))
-  assert saved < 400
+  assert newest(path) < 400
   # Slurm lets a requeued job wait for two minutes. Not quite at once: slurmd
   # would take it for the one that it has just killed.
   time.sleep(5)
@@ -262,10 +314,19 @@ def test_preempted_queued_again_and_finished(
   assert 'saved after step' in log and 'resuming after step' in log
   assert losses(path).keys() == set(range(4, 401, 4))
   # Bit for bit the run that nothing interrupts.
-  whole = tmp_path / 'whole'
-  code, out, err = vit_jax(
-    'train', f'--workdir={whole}', *flags, *launch, env=slurm.environment
-  )
-  assert code == 0, err
+  whole, _ = submit('whole', *flags)
   slurm.wait((whole / 'result.json').exists, 300, whole)
   assert digest_of(path) == digest_of(whole)
+
+
+@pytest.mark.slow
+def test_cancelled_is_not_queued_again(slurm, submit):
+  """Though its tasks save, and exit with 75."""
+  path, job = submit('run', '--config.total=100000 steps')
+  slurm.wait(lambda: newest(path) >= 8, 240, path)
+  slurm('scancel', job)
+  slurm.wait(lambda: slurm.state(job) == '', 60, path)
+  shown = slurm('scontrol', 'show', 'job', job)
+  assert 'JobState=CANCELLED' in shown and 'Restarts=0' in shown
+  log = (path / 'slurm' / f'{job}_0_log.out').read_text()
+  assert 'saved after step' in log and 'exit code 75' in log

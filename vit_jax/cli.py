@@ -62,10 +62,14 @@ _LAUNCH = {'nodes': 1, 'gpus_per_node': 0, 'tasks_per_node': 0, 'slurm': []}
 
 def _launch(args: argparse.Namespace) -> int:
   """Submits the same command, without the flags of the launch."""
+  from vit_jax import finetune, workdir
   from vit_jax.launch import slurm
   from vit_jax.setup import Setup
 
-  Setup(_load_config(args))  # a mistake ends here, not in the queue
+  # A mistake ends here, not in the queue.
+  config = finetune.adopt(_load_config(args), args.workdir)
+  Setup(config)
+  workdir.check_resumable(args.workdir, config)
   argv = ['train', f'--config={args.config}', f'--workdir={args.workdir}']
   argv += ['--distributed', f'--peer_timeout={args.peer_timeout}']
   argv += [f'--config.{path}={value}' for path, value in args.overrides]

@@ -9,6 +9,7 @@ it; so does a process that fails by itself, with its message and exit code.
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import re
@@ -204,6 +205,20 @@ class Peers:
     jax.distributed.shutdown()
 
 
+def _did_not_come(begun: float, _number: int):
+  """Gives words, and the exit code, to JAX's abort in `initialize`."""
+  if time.monotonic() - begun < _JOIN_SECONDS:
+    return  # it has another reason, which was told
+  where = distributed_state.global_state.coordinator_address
+  print(
+    f'vit_jax: not all processes came to the coordinator at {where} within '
+    f'{_JOIN_SECONDS} s; start them together, or again.',
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(INTERRUPTED)
+
+
 def _join(coordinator: str, processes: int, process: int, timeout: float):
   """jax.distributed.initialize, with words for what goes wrong.
 
@@ -226,6 +241,12 @@ def _join(coordinator: str, processes: int, process: int, timeout: float):
     'num_processes': processes,
     'process_id': process,
   }
+  # JAX aborts if the others do not come, which is not a mistake of this one:
+  # a scheduler may have no place for them yet.
+  late = ctypes.CFUNCTYPE(None, ctypes.c_int)(
+    functools.partial(_did_not_come, time.monotonic())
+  )
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), late)
   # It would take SIGTERM for itself; the loop agrees on what to do with it.
   jax.config.update('jax_enable_preemption_service', False)
   try:
@@ -243,10 +264,9 @@ def _join(coordinator: str, processes: int, process: int, timeout: float):
       f'are ({error}) Give --coordinator=HOST:PORT --processes=N --process=I.'
     ) from error
   except jax.errors.JaxRuntimeError as error:
-    raise UserError(
-      f'--coordinator={coordinator}: the processes did not come together '
-      f'within {_JOIN_SECONDS} s ({error}).'
-    ) from error
+    raise UserError(f'--coordinator={coordinator}: {error}') from error
+  finally:
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
 
 
 @contextlib.contextmanager

@@ -1,51 +1,38 @@
 """`train --launch=slurm`: the same command as a Slurm job, by submitit.
 
-submitit writes the batch script, keeps the logs, and starts a process for each
-task; the tasks find each other through Slurm (`--distributed`). A preempted job
-or one near its time limit saves, exits with 75 and is queued again.
+submitit writes the batch script, submits it and names the logs; srun starts a
+process for each task, and they find each other through Slurm (`--distributed`).
+When Slurm preempts the job, and two minutes before its time is over, the tasks
+get SIGTERM: they save, exit with 75, and the script queues the job again. The
+script, not a task: scancel ends the script at once, so what the user cancels
+stays cancelled, though its tasks save and exit with 75 too.
 """
 
-import dataclasses
 import os
 import shutil
-import signal
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from vit_jax.distributed import INTERRUPTED
 from vit_jax.errors import UserError
 
-_REQUEUE = 75
+_TEARDOWN = [
+  'code=$?',  # srun's: the highest of the tasks
+  f'[ $code != {INTERRUPTED} ] || scontrol requeue $SLURM_JOB_ID',
+  'exit $code',
+]
+# srun of Slurm 22.05 to 24.05 does not look at what sbatch was told.
+_SETUP = [
+  '[ -z "$SLURM_CPUS_PER_TASK" ] || '
+  'export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """What each task of the job does; submitit pickles it.
+def run(argv: tuple[str, ...]):
+  """What each task does; submitit pickles its name and arguments."""
+  from vit_jax import cli
 
-  Attributes:
-    argv: of `python -m vit_jax`.
-    cwd: where that was typed: paths in it are relative to here.
-  """
-
-  argv: tuple[str, ...]
-  cwd: str
-
-  def __call__(self):
-    """Trains; the exit code is that of `train`, and 75 queues the job again."""
-    os.chdir(self.cwd)
-    # Slurm's word, as submitit has it, that the time is nearly over.
-    signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(15))
-    from vit_jax.cli import main
-
-    code = main(self.argv)
-    if code == _REQUEUE and os.environ.get('SLURM_PROCID', '0') == '0':
-      job = os.environ['SLURM_JOB_ID']
-      # It may be in the queue by now: whoever preempts may see to that.
-      subprocess.run(['scontrol', 'requeue', job], check=False)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # submitit's would be 0 or 1
+  sys.exit(cli.main(argv))  # submitit's own would be 0 or 1
 
 
 def _parameters(args: Any) -> dict[str, Any]:
@@ -63,7 +50,12 @@ def _parameters(args: Any) -> dict[str, Any]:
       f'--tasks_per_node={tasks} with --gpus_per_node={args.gpus_per_node}: '
       'on Slurm JAX gives each process one GPU, so let them be equal.'
     )
-  more = {}
+  if (args.coordinator, args.processes, args.process) != ('', 0, -1):
+    raise UserError(
+      '--coordinator, --processes and --process are not for --launch=slurm: '
+      'Slurm tells the tasks.'
+    )
+  more: dict[str, Any] = {'requeue': True, 'signal': 'TERM@120'}
   for text in args.slurm:
     name, equals, value = text.partition('=')
     if not name or name.startswith('-'):
@@ -73,13 +65,17 @@ def _parameters(args: Any) -> dict[str, Any]:
       )
     more[name] = value if equals else True
   return {
-    'job_name': args.workdir.name,
+    'job_name': args.workdir.absolute().name,
     'nodes': args.nodes,
     'ntasks_per_node': tasks,
-    **({'gpus_per_node': args.gpus_per_node} if args.gpus_per_node else {}),
-    'signal_delay_s': 120,
+    'gpus_per_node': args.gpus_per_node or None,
+    'time': None,  # the partition's, where --slurm=time does not say
     'stderr_to_stdout': True,
-    'additional_parameters': {'requeue': True, 'time': '1-00:00:00'} | more,
+    'setup': _SETUP,
+    # A task that hangs while the others ended does not hold the nodes.
+    'srun_args': ['--wait=60'],
+    'teardown': _TEARDOWN,
+    'additional_parameters': more,
   }
 
 
@@ -102,7 +98,7 @@ def submit(args: Any, argv: tuple[str, ...]) -> str:
     raise UserError(
       "--launch=slurm needs submitit: pip install 'vit_jax[slurm]'."
     ) from error
-  if shutil.which('sbatch') is None:
+  if not (shutil.which('sbatch') and shutil.which('srun')):
     raise UserError(
       '--launch=slurm: there is no sbatch here. Run this on a login node of '
       'the cluster.'
@@ -110,9 +106,9 @@ def submit(args: Any, argv: tuple[str, ...]) -> str:
   folder = args.workdir.absolute() / 'slurm'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.SlurmExecutor(folder=folder, python=sys.executable)
+    executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(**parameters)
-    job = executor.submit(Task(argv, str(Path.cwd())))
+    job = executor.submit(run, argv)
   except (submitit.core.utils.FailedJobError, OSError) as error:
     reason = ' '.join(str(error).split())
     raise UserError(f'--launch=slurm: Slurm refuses ({reason}).') from error
