@@ -131,8 +131,13 @@ def test_files_to_launch_by(root, tmp_path):
   pod = job['spec']['template']['spec']
   assert pod['subdomain'] == service['metadata']['name']
   (container,) = pod['containers']
-  (rule, _) = job['spec']['podFailurePolicy']['rules']
-  assert rule['onExitCodes']['containerName'] == container['name']
+  *rules, evicted = job['spec']['podFailurePolicy']['rules']
+  assert [
+    (rule['action'], rule['onExitCodes']['values']) for rule in rules
+  ] == [('FailJob', [2]), ('Ignore', [75])]
+  for rule in rules:
+    assert rule['onExitCodes']['containerName'] == container['name']
+  assert evicted['onPodConditions'] == [{'type': 'DisruptionTarget'}]
   claimed = {mount['name'] for mount in container['volumeMounts']}
   assert claimed == {volume['name'] for volume in pod['volumes']}
   words = shlex.split(
@@ -150,3 +155,35 @@ def test_files_to_launch_by(root, tmp_path):
     text=True,
   )
   assert done.returncode == 2 and 'nowhere.py' in done.stderr
+
+
+@pytest.mark.parametrize(
+  'codes, last', [([0, 0], 0), ([0, 2], 2), ([0, 75, 255, 0], 0), ([1], 1)]
+)
+def test_tpu_vm_starts_again_unless_it_is_a_mistake(
+  codes, last, root, tmp_path
+):
+  """With a gcloud that exits with one of `codes` after the other."""
+  import subprocess
+
+  gcloud = 'echo "$@" >>calls; head -1 codes >code; sed -i 1d codes; exit '
+  fakes = {'gcloud': gcloud + '$(cat code)', 'sleep': 'true'}
+  for name, text in fakes.items():
+    (tmp_path / name).write_text(f'#!/bin/sh\n{text}\n')
+    (tmp_path / name).chmod(0o700)
+  (tmp_path / 'codes').write_text(''.join(f'{code}\n' for code in codes))
+  known = {'TPU': 'slice', 'ZONE': 'z', 'WORKDIR': '/w', 'REPOSITORY': 'r'}
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  done = subprocess.run(
+    [root / 'docs' / 'launch' / 'tpu_vm.sh'],
+    cwd=tmp_path,
+    env=os.environ | known | {'PATH': path},
+    timeout=60,
+  )
+  assert done.returncode == last
+  assert (tmp_path / 'codes').read_text() == ''  # all starts, and no more
+  calls = (tmp_path / 'calls').read_text()
+  assert calls.count('-m vit_jax train') == len(codes) - 1
+  for line in re.findall(r'-m vit_jax (.*)', calls):
+    args = flags.parser().parse_args(shlex.split(line))
+    assert args.distributed and (root / args.config).exists()

@@ -14,9 +14,15 @@ everywhere() {
 everywhere "test -d vit_jax || git clone '$REPOSITORY' vit_jax
   cd vit_jax && python3 -m venv .venv
   .venv/bin/pip install -q -c constraints.txt '.[tpu]'"
-# The hosts of a slice find each other. 75: one was preempted, all have saved.
-until everywhere "cd vit_jax && .venv/bin/python -m vit_jax train \
-  --config='$CONFIG' --workdir='$WORKDIR' --distributed"; do
-  echo 'ended early; the same command goes on in 30 s (Ctrl-C to leave it)'
+# The hosts of a slice find each other. gcloud gives the exit code of the first
+# host that failed; 2 is a mistake, which no other start would mend.
+while true; do
+  code=0
+  everywhere "cd vit_jax && .venv/bin/python -m vit_jax train \
+    --config='$CONFIG' --workdir='$WORKDIR' --distributed" || code=$?
+  case $code in
+    0 | 2) exit $code ;;
+  esac
+  echo "ended with $code; on from the last checkpoint in 30 s (Ctrl-C to leave it)" >&2
   sleep 30
 done
