@@ -66,11 +66,11 @@ def trained(setup, steps=10, change=None, source=None):
     setup: of the layout.
     steps: how many.
     change: of each batch before its step.
-    source: a setup whose batches to take; None: its own.
+    source: a setup whose first state and batches to take; None: its own.
   """
   source, losses = source or setup, []
   with jax.set_mesh(setup.mesh):
-    batches, state = source.loader('train', source.train_source), start(setup)
+    batches, state = source.loader('train', source.train_source), start(source)
     for t in range(steps):
       batch = batches.train_batch(t)
       batch = change(batch) if change else batch
