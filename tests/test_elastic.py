@@ -1,7 +1,7 @@
 """A run saved on eight devices and resumed on others; what is refused.
 
-Measured from step 6 to 12 at a rate of 1e-4: losses of another layout within
-2e-7 relative; the data of the next step change them by more than 1e-2.
+Measured over steps 7 to 12 at a rate of 1e-4: losses of another layout within
+1.3e-7 relative; the data of the next step instead change them by 0.17.
 """
 
 import json
