@@ -91,6 +91,7 @@ def test_on_fewer(mesh, whole, stopped, monkeypatch):
   assert apart(losses(stopped), losses(whole)) < 1e-5
 
 
+@slow
 def test_control_other_data(whole, stopped, monkeypatch):
   """After the resume the stream is one step ahead."""
   original = loader_lib.Loader._train

@@ -19,12 +19,12 @@ from vit_jax.plan.compiled import bytes_here
 
 slow = pytest.mark.slow
 MESHES = {
-  'dp': {'data': '8'},
   'fsdp': {'fsdp': '8'},
-  'tp': {'tensor': '4'},
   'all': {'data': '2', 'fsdp': '2', 'tensor': '2'},
 }
 MORE = {
+  'dp': {'data': '8'},
+  'tp': {'tensor': '4'},
   'tp2': {'tensor': '2'},
   'dp x fsdp': {'data': '2', 'fsdp': '4'},
   'fsdp x tp': {'fsdp': '2', 'tensor': '4'},
