@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoints/STEP` with the items `params`, `ema`,
 `optimizer` and `meta`; meta holds a digest of each item (trees.digest), checked
-after loading, so that a flipped byte, a cast or a missing leaf is refused.
+after loading, so that a flipped byte is refused; shapes and dtypes are compared
+before it.
 """
 
 import itertools
@@ -37,6 +38,43 @@ def _free(folder: Path, name: str) -> Path:
 
 class Damaged(Exception):
   """A checkpoint is there but is not what was saved."""
+
+  verdict, sound = 'is damaged', 'is sound'
+
+
+class Unfit(Damaged):
+  """A checkpoint has arrays of another shape or dtype than is wanted."""
+
+  verdict, sound = 'does not fit', 'fits'
+
+
+def _check_fit(saved: dict[str, Any], wanted: dict[str, Any]):
+  """Compares shapes and dtypes before a byte is read: Orbax would cast.
+
+  Args:
+    saved: Orbax's metadata of the items; what it does not know is passed over.
+    wanted: ShapeDtypeStructs of items.
+
+  Raises:
+    Unfit: names the first array that differs, what it was and should be.
+  """
+  wrong = []
+  for item in wanted:
+    if not saved.get(item):
+      continue
+    was, now = (
+      {n: f'{leaf.dtype} {tuple(leaf.shape)}' for n, leaf in trees.paths(tree)}
+      for tree in (saved[item], wanted[item])
+    )
+    wrong += [
+      f'{item}/{name}: saved as {was.get(name, "nothing")}, '
+      f'wanted as {now.get(name, "nothing")}'
+      for name in {**now, **was}
+      if was.get(name) != now.get(name)
+    ]
+  if wrong:
+    more = f'; and {len(wrong) - 1} more' if wrong[1:] else ''
+    raise Unfit(wrong[0] + more)
 
 
 class Checkpoints:
@@ -99,6 +137,8 @@ class Checkpoints:
     failed: Exception | None = None
     loaded, digests = {}, {}
     try:
+      saved = self._checkpointer.checkpointables_metadata(step).metadata
+      _check_fit(saved, abstract)
       loaded = self._checkpointer.load_checkpointables(
         step, {**abstract, 'meta': None}
       )
@@ -108,6 +148,8 @@ class Checkpoints:
     except Exception as error:  # orbax raises many kinds for a damaged folder
       failed = error
     if not distributed.agree(failed is None):
+      if isinstance(failed, Unfit):
+        raise failed
       kind = type(failed).__name__ if failed else 'another process'
       raise Damaged(f'{kind}: {failed or "could not read it"}') from failed
     for name, item in loaded.items():
@@ -125,7 +167,7 @@ class Checkpoints:
       step: this one and no other.
 
     Raises:
-      UserError: there is no such step, or no checkpoint is sound.
+      UserError: there is no such step, or no checkpoint is sound and fits.
     """
     steps = self.steps()
     if step is not None and step not in steps:
@@ -135,17 +177,17 @@ class Checkpoints:
         + '.'
       )
     wanted = steps[::-1] if step is None else [step]
-    why = ''
+    why, sound = '', ''
     for number in wanted:
       try:
         return number, self._load(number, abstract)
       except Damaged as error:
-        why = ' '.join(str(error).split())[:300]
+        why, sound = ' '.join(str(error).split())[:300], error.sound
         path = self._directory / str(number)
-        logging.error('%s: the checkpoint is damaged (%s)', path, why)
+        logging.error('%s: the checkpoint %s (%s)', path, error.verdict, why)
     if wanted:
       raise UserError(
-        f'{self._directory}: no checkpoint is sound among '
+        f'{self._directory}: no checkpoint {sound} among '
         f'{", ".join(map(str, wanted))} ({why}).'
       )
     return None
