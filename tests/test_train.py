@@ -12,7 +12,15 @@ import time
 import jax
 import pytest
 
-from vit_jax import checkpoint, evaluate, rollback, train, trees, writers
+from vit_jax import (
+  checkpoint,
+  evaluate,
+  rollback,
+  train,
+  trees,
+  workdir,
+  writers,
+)
 from vit_jax import setup as setup_lib
 from vit_jax.data import loader as loader_lib
 from vit_jax.errors import UserError
@@ -417,3 +425,28 @@ def test_a_full_disk(whole, tmp_path):
   assert before and before <= {p.name for p in folder.iterdir()}
   assert train.run(config, path) == train.FINISHED  # mended
   assert digest_of(path) == digest_of(uninterrupted)
+
+
+@pytest.mark.parametrize(
+  'error, words',
+  [
+    (OSError(28, 'No space left on device'), 'No space left on device'),
+    (PermissionError(13, 'Permission denied', '{path}/x'), 'Permission denied'),
+    (ValueError('UNAVAILABLE: "{path}/d": Disk quota exceeded'), 'Disk quota'),
+    # Not the workdir's: of the data, of a socket, of a program.
+    (PermissionError(13, 'Permission denied', '/data/a.jpg'), ''),
+    (OSError(5, 'Input/output error', '/data/a.jpg'), ''),
+    (OSError(13, 'Permission denied'), ''),
+    (OSError(28, 'No space left on device', '/tmp/index'), ''),
+    (ValueError('no space left on device'), ''),
+  ],
+)
+def test_which_errors_are_of_the_disk_of_the_workdir(error, words, tmp_path):
+  named = tuple(
+    x.format(path=tmp_path) if isinstance(x, str) else x
+    for x in (*error.args, *filter(None, [getattr(error, 'filename', None)]))
+  )
+  outer = RuntimeError('while saving')
+  outer.__cause__ = type(error)(*named)
+  found = workdir.disk_error(outer, tmp_path)
+  assert found.startswith(words) if words else not found

@@ -56,10 +56,6 @@ def _cache_compilations():
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-# What `train` takes for the scheduler, and the job does not.
-_LAUNCH = {'nodes': 1, 'gpus_per_node': 0, 'tasks_per_node': 0, 'slurm': []}
-
-
 def _launch(args: argparse.Namespace) -> int:
   """Submits the same command, without the flags of the launch."""
   from vit_jax import finetune, workdir
@@ -82,8 +78,8 @@ def _train(args: argparse.Namespace) -> int:
 
   if args.launch:
     return _launch(args)
-  for name, default in _LAUNCH.items():
-    if getattr(args, name) != default:
+  for name in ('nodes', 'gpus_per_node', 'tasks_per_node', 'slurm'):
+    if getattr(args, name) != args.parser.get_default(name):
       raise UserError(f'--{name} is for --launch=slurm.')
   config = _load_config(args)
   where = (args.coordinator, args.processes, args.process)

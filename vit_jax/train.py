@@ -111,8 +111,10 @@ def run(
     workdir.check_resumable(path, config)
     try:
       return _run(setup, path, stop or Stop(), begun)
+    except UserError:
+      raise
     except Exception as error:
-      reason = workdir.disk_error(error)
+      reason = workdir.disk_error(error, path)
       if not reason:
         raise
       raise UserError(

@@ -82,21 +82,27 @@ def locked(path: Path) -> Iterator[None]:
     yield
 
 
-_DISK = re.compile(
-  'no space left on device|disk quota exceeded|read-only file system|'
-  'permission denied|operation not permitted|file too large|'
-  'input/output error|stale file handle',
-  re.IGNORECASE,
+# What only a writer is told; and what a reader, of the data, may be told too.
+_FULL = 'no space left on device|disk quota exceeded|file too large'
+_DISK = _FULL + (
+  '|read-only file system|permission denied|operation not permitted|'
+  'input/output error|stale file handle'
 )
 
 
-def disk_error(error: BaseException | None) -> str:
-  """What the disk said, if it is the cause of an error; else ''.
+def disk_error(error: BaseException | None, path: Path) -> str:
+  """What the disk of a workdir said, if it is the cause of an error; else ''.
 
-  Writers of other libraries (TensorStore's) raise it as text.
+  Writers of other libraries (TensorStore's) raise it as text, with the path of
+  the file; Python leaves that out where a file that is open cannot be written.
   """
   while error is not None:
-    found = _DISK.search(str(error))
+    text = str(error)
+    of_workdir = str(path.absolute()) in text or str(path) in text
+    bare = isinstance(error, OSError) and error.filename is None
+    found = re.search(
+      _DISK if of_workdir else _FULL if bare else '(?!)', text, re.IGNORECASE
+    )
     if found:
       return found[0]
     error = error.__cause__ or error.__context__
