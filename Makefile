@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
+# Processes of `make test`. One compiles on about one core.
+WORKERS ?= 2
 
 .PHONY: digits install install-dev test test-slow lint clean
 
@@ -23,7 +25,7 @@ install-dev: .venv/installed-dev
 	touch $@
 
 test: install-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Compilers for hardware that is not here (`plan`) into a folder of their own,
 # where the other tests do not see them: JAX complains of a GPU's that has none.
@@ -34,6 +36,17 @@ test: install-dev lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt transformers==5.23.0 torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/plan libtpu jax-cuda12-pjrt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt wandb==0.31.0 nbclient==0.11.0 ipykernel
+	touch $@
+
+# A browser for reports: Debian's, and what drives it, from npm. Where they may
+# not be installed, its test is skipped, and says so.
+.venv/installed-browser: .venv/installed-dev
+	as=$$([ $$(id -u) = 0 ] || echo sudo -n); export DEBIAN_FRONTEND=noninteractive; \
+	install="$$as apt-get install -qq -y --no-install-recommends chromium"; \
+	command -v chromium >/dev/null 2>&1 || $$install >/dev/null 2>&1 || \
+	  { $$as apt-get update -qq && $$install >/dev/null; } || true
+	npm install --silent --no-fund --no-audit --prefix .venv/browser playwright-core@1.64.1 >/dev/null || true
 	touch $@
 
 # A real Slurm, for tests/test_slurm.py: Debian's, as root or by sudo. Where
@@ -45,7 +58,7 @@ test: install-dev lint
 	  { $$as apt-get update -qq && $$install >/dev/null; } || true
 	touch $@
 
-test-slow: .venv/installed-slow .venv/installed-slurm
+test-slow: .venv/installed-slow .venv/installed-slurm .venv/installed-browser
 	$(BIN)/python -m pytest -m slow
 
 lint: install-dev

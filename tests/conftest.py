@@ -10,6 +10,9 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Runs of the same program compile once, in this process or another's.
 ROOT = Path(__file__).parent.parent
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'xla')
+# The tests compile far longer than they compute: half as long without LLVM's
+# optimizations, which are not ours to test.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 import jax
 import pytest

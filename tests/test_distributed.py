@@ -1,7 +1,9 @@
 """Several real processes on one machine, joined by gloo; and what ends them."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -208,6 +210,33 @@ def test_who_dies_or_hangs_ends_the_others(victim, how, tmp_path, root, flags):
   said = cluster.logs[1 - victim].read_text()
   assert f'vit_jax: process {victim}' in said
   assert 'goes on from the last checkpoint' in said
+
+
+@pytest.mark.slow
+def test_kills_of_processes_at_random_moments(two, tmp_path, root, flags):
+  """Of one, the other or both, some in a save: the end is bit for bit equal."""
+  path, often = tmp_path / 'run', [*flags, '--config.save_every=2 steps']
+  seed = int(time.time())
+  print('seed', seed)
+  rng = random.Random(seed)
+  for victims in rng.sample([[0], [1], [0, 1], [0], [1]], 4):
+    cluster = Cluster(root, path, often, 2)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      cluster.processes[0].wait(rng.uniform(5, 14))
+    for victim in victims:
+      cluster.processes[victim].kill()
+    codes = cluster.end(60)
+    print(victims, codes)
+    if codes == [0, 0]:
+      break
+    killed = {i: -signal.SIGKILL for i in victims}
+    # 75, or finished in the moment of the kill.
+    assert all(c in (killed.get(i, 75), 0) for i, c in enumerate(codes)), (
+      cluster.text()
+    )
+  cluster = Cluster(root, path, often, 2)
+  assert cluster.end() == [0, 0], cluster.text()
+  assert digest_of(path) == digest_of(two.path)
 
 
 def test_an_error_of_one_ends_both(tmp_path, root, flags):

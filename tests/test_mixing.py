@@ -66,7 +66,7 @@ def test_pixels(kind, seed):
   result = mixed(batch, seed, kind)
   own, other = batch['image'], np.roll(batch['image'], 1, 0)
   share, image = float(result['share'][0]), np.asarray(result['image'])
-  blend = np.allclose(image, share * own + (1 - share) * other, atol=1e-6)
+  blend = np.allclose(image, share * own + (1 - share) * other, atol=1e-5)
   from_other = (image == other).all((0, 3))
   cut = (from_other | (image == own).all((0, 3))).all()
   if cut:  # the label's share is that of the pixels, cut off box and all

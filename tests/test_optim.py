@@ -421,7 +421,8 @@ def test_losses(objective, smoothing):
   (total, weight), _ = task.loss(identity, None, batch, None)
   close(total, sum(expected))
   assert weight == 6
-  total, _ = task.evaluate(identity, None, batch)['loss']  # unsmoothed
+  values, _ = task.evaluate(identity, None, batch)
+  total = values['loss'].sum()  # unsmoothed
   plain = [
     np_loss(row.tolist(), label, objective, 0.0)
     for row, label in zip(logits, labels, strict=True)
@@ -458,7 +459,8 @@ def test_accuracy_and_top5_with_ties_and_masks(classes):
   }
   task = Classification(classes=classes)
   sums = jax.jit(step.make_eval_step(task, lambda _, images: images))
-  got = sums(None, batch, None)
+  got, each = sums(None, batch, None)
+  assert (each['prediction'] == logits.argmax(-1)).all()
   ranks = [
     sorted(range(classes), key=lambda c, row=row: (-row[c], c)).index(label)
     for row, label in zip(logits.tolist(), labels, strict=True)
@@ -469,7 +471,7 @@ def test_accuracy_and_top5_with_ties_and_masks(classes):
   assert got['accuracy'][0] == ((logits.argmax(-1) == labels) * mask).sum()
   _, metrics = task.loss(lambda _, images, **__: images, None, batch, None)
   assert metrics['accuracy'] == got['accuracy']
-  twice = sums(None, batch, got)
+  twice, _ = sums(None, batch, got)
   jax.tree.map(lambda a, b: close(a, 2 * b), twice, got)
 
 
@@ -484,9 +486,9 @@ def test_nan_is_never_a_hit(where):
     'label': jnp.zeros(1, jnp.int32),
     'mask': jnp.ones(1),
   }
-  got = Classification(classes=7).evaluate(lambda _, x: x, None, batch)
-  assert got['accuracy'][0] == 0
-  assert got['top5'][0] == (where == 'other')
+  got, _ = Classification(classes=7).evaluate(lambda _, x: x, None, batch)
+  assert got['accuracy'].sum() == 0
+  assert got['top5'].sum() == (where == 'other')
 
 
 # Digests: what a checkpoint's soundness is judged by.

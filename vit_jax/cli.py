@@ -73,14 +73,20 @@ def _launch(args: argparse.Namespace) -> int:
   return 0
 
 
+def _refuse_slurm(args: argparse.Namespace):
+  """Raises UserError if a flag of Slurm was given to a command run here."""
+  for name in ('nodes', 'gpus_per_node', 'tasks_per_node', 'slurm'):
+    default = args.parser.get_default(name)
+    if getattr(args, name, default) != default:
+      raise UserError(f'--{name} is for --launch=slurm.')
+
+
 def _train(args: argparse.Namespace) -> int:
   from vit_jax import distributed, train
 
   if args.launch:
     return _launch(args)
-  for name in ('nodes', 'gpus_per_node', 'tasks_per_node', 'slurm'):
-    if getattr(args, name) != args.parser.get_default(name):
-      raise UserError(f'--{name} is for --launch=slurm.')
+  _refuse_slurm(args)
   config = _load_config(args)
   where = (args.coordinator, args.processes, args.process)
   if not args.distributed and where == ('', 0, -1):
@@ -89,7 +95,24 @@ def _train(args: argparse.Namespace) -> int:
     return train.run(config, args.workdir, args.stop)
 
 
-def _open(args: argparse.Namespace):
+def _sweep(args: argparse.Namespace) -> int:
+  from vit_jax.sweeps import run
+
+  if args.launch == 'local' or args.dry_run:
+    _refuse_slurm(args)
+    return run.run(args, args.overrides, args.stop)
+  run.check(args, args.overrides)
+  from vit_jax.launch import slurm
+
+  argv = ['sweep', f'--experiment={args.experiment.absolute()}']
+  argv += [f'--workdir={args.workdir}', f'--retries={args.retries}']
+  argv += [f'--storage={args.storage}']
+  argv += [f'--config.{path}={value}' for path, value in args.overrides]
+  print(slurm.submit_array(args, tuple(argv)))
+  return 0
+
+
+def _open(args: argparse.Namespace, headless: bool = False):
   """(setup, parameters, what they are of) by --workdir or --weights."""
   from vit_jax import finetune
   from vit_jax.evaluate import load_run
@@ -100,7 +123,9 @@ def _open(args: argparse.Namespace):
     setup, step, params = load_run(args.workdir, args.step, args.raw)
     return setup, params, {'step': step}
   data = getattr(args, 'data', None)
-  setup, params = finetune.open_weights(args.weights, data, _options(args))
+  setup, params = finetune.open_weights(
+    args.weights, data, _options(args), headless
+  )
   return setup, params, {'weights': str(args.weights)}
 
 
@@ -159,7 +184,8 @@ def _evaluate(args: argparse.Namespace) -> int:
   from vit_jax import evaluate
 
   setup, params, source = _open(args)
-  result = source | evaluate.run(setup, params, split=args.split)
+  keep = args.keep
+  result = source | evaluate.run(setup, params, split=args.split, keep=keep)
   if args.json:
     print(json.dumps(result))
   else:
@@ -181,6 +207,37 @@ def _predict(args: argparse.Namespace) -> int:
     else:
       best = result['predictions'][0]
       print(f'{result["file"]}\t{best["class"]}\t{best["probability"]:.4f}')
+  return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+  import json
+
+  from vit_jax import report
+  from vit_jax.report import diff
+
+  if args.diff:
+    if len(args.runs) != 2:
+      raise UserError(f'--diff takes two runs, not {len(args.runs)}.')
+    found = diff.diff(*args.runs)
+    print(json.dumps(found) if args.json else diff.text(*args.runs, found))
+    return 0
+  if args.json:
+    raise UserError('--json is for --diff.')
+  text, path = report.run(args.runs, args.output)
+  print(text)
+  print(path)
+  return 0
+
+
+def _viz(args: argparse.Namespace) -> int:
+  from vit_jax.viz import inside
+
+  setup, params, source = _open(args, headless=True)
+  title = ', '.join([str(args.workdir or args.weights), *map(str, args.images)])
+  if 'step' in source:
+    title += f', step {source["step"]}'
+  print(inside.run(setup, params, args.images, args.output, title))
   return 0
 
 
@@ -215,13 +272,19 @@ def _data(args: argparse.Namespace) -> int:
 
 _COMMANDS = {
   'train': _train,
+  'sweep': _sweep,
   'evaluate': _evaluate,
+  'report': _report,
+  'viz': _viz,
   'predict': _predict,
   'convert': _convert,
   'plan': _plan,
   'inspect': _inspect,
   'data': _data,
 }
+
+
+_CONFIGURED = ('train', 'sweep', 'inspect', 'plan', 'data')
 
 
 def _run(argv: Sequence[str], stop: Stop) -> int:
@@ -233,10 +296,10 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
   if args.command is None:
     parser.print_help()
     return 0
-  if overrides and args.command not in ('train', 'inspect', 'plan', 'data'):
+  if overrides and args.command not in _CONFIGURED:
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
   args.overrides, args.stop = overrides, stop
-  if args.command == 'train':
+  if args.command in ('train', 'sweep'):
     stop.catch()  # before slow imports
   _cache_compilations()
   return _COMMANDS[args.command](args)

@@ -10,8 +10,9 @@ import importlib.util
 import json
 import traceback
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -103,16 +104,14 @@ def resolve(values: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
   return ml_collections.FrozenConfigDict(filled)
 
 
-def _run_file(path: Path, argument: str | None) -> Mapping[str, Any]:
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  assert spec and spec.loader
-  module = importlib.util.module_from_spec(spec)
+def call(path: Path, function: Callable[..., Any], *args: Any) -> Any:
+  """What a function of a user's Python file returns.
+
+  Raises:
+    UserError: what it raised, with the line of the file.
+  """
   try:
-    spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-      raise UserError(f'{path} has no function get_config().')
-    args = () if argument is None else (argument,)
-    result = module.get_config(*args)
+    return function(*args)
   except UserError:
     raise
   except Exception as error:
@@ -124,9 +123,34 @@ def _run_file(path: Path, argument: str | None) -> Mapping[str, Any]:
     raise UserError(
       f'{where} raised {type(error).__name__}: ' + ' '.join(str(error).split())
     ) from error
+
+
+def run_file(path: Path) -> ModuleType:
+  """A user's Python file as a module; raises UserError for what it raises."""
+  spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  call(path, spec.loader.exec_module, module)
+  return module
+
+
+def _get_config(path: Path, argument: str | None) -> Mapping[str, Any]:
+  module = run_file(path)
+  if not hasattr(module, 'get_config'):
+    raise UserError(f'{path} has no function get_config().')
+  args = () if argument is None else (argument,)
+  result = call(path, module.get_config, *args)
   if not isinstance(result, Mapping | ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config() returned {type(result).__name__}.')
   return ml_collections.ConfigDict(result).to_dict()
+
+
+def check_file(flag: str, path: Path, otherwise: str):
+  """Raises UserError, with the nearest name, if a flag's file is not there."""
+  if not path.is_file():
+    found = sorted([*path.parent.glob('*.py'), *path.parent.glob('*.json')])
+    found = found or sorted(Path(otherwise).glob('*.py'))
+    raise UserError(f'{flag}={path}: no such file.' + did_you_mean(path, found))
 
 
 def read(target: str) -> dict[str, Any]:
@@ -137,18 +161,13 @@ def read(target: str) -> dict[str, Any]:
   """
   name, _, argument = target.partition(':')
   path = Path(name)
-  if not path.is_file():
-    found = sorted([*path.parent.glob('*.py'), *path.parent.glob('*.json')])
-    found = found or sorted(Path('configs').glob('*.py'))
-    raise UserError(
-      f'--config={name}: no such file.' + did_you_mean(name, found)
-    )
+  check_file('--config', path, 'configs')
   if path.suffix == '.json':
     try:
       return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
       raise UserError(f'{path} is not a config in JSON: {error}') from error
-  return dict(_run_file(path, argument or None))
+  return dict(_get_config(path, argument or None))
 
 
 def _swap(values: dict, section: str, name: str) -> None:

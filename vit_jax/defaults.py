@@ -36,6 +36,7 @@ class Defaults:
   eval_every: str = '5ep'
   save_every: str = '5ep'
   log_every: str = '10 steps'
+  wandb: str = ''  # project of Weights & Biases to write to as well; '': none
   init_from: str = ''  # weights file or workdir to start from; '': random
   init_head: Literal['keep', 'new'] = 'keep'  # of the weights
   # When the loss or its gradient is nan or inf: stop; leave the step out; or
@@ -55,6 +56,7 @@ RESUMABLE = (
   'eval_every',
   'save_every',
   'log_every',
+  'wandb',
   'on_nonfinite',
   'max_rollbacks',
   'data.workers',

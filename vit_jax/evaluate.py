@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from vit_jax import checkpoint
+from vit_jax import checkpoint, distributed
 from vit_jax import config as config_lib
 from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
@@ -13,11 +15,22 @@ from vit_jax.setup import Setup
 from vit_jax.workdir import read_data_info, read_json
 
 
-def evaluate(setup: Setup, loader: Loader, params: Any) -> dict[str, float]:
-  """The task's metrics over a split, each example counted once; and `count`."""
-  sums = None
+def evaluate(
+  setup: Setup, loader: Loader, params: Any, keep: Path | None = None
+) -> dict[str, float]:
+  """The task's metrics over a split, each example counted once; and `count`.
+
+  Args:
+    setup, loader, params: of what, on what.
+    keep: a file to write what each example has to: NumPy's .npz of `record`,
+      its number in the split, `label`, `prediction`, and the metrics.
+  """
+  sums, each = None, []
   for batch in loader.evaluate():
-    sums = setup.eval_step(params, batch, sums)
+    sums, values = setup.eval_step(params, batch, sums)
+    each += [values] if keep else []
+  if keep:
+    _write(keep, each)
   pairs: dict[str, Any] = jax.device_get(sums) or {}
   if pairs and not next(iter(pairs.values()))[1]:
     raise UserError('no example of the split to evaluate can be read.')
@@ -26,6 +39,25 @@ def evaluate(setup: Setup, loader: Loader, params: Any) -> dict[str, float]:
   if count < len(loader.source):
     metrics['skipped'] = len(loader.source) - count
   return metrics
+
+
+def predictions(workdir: Path, split: str) -> Path:
+  """Where a run keeps what its examples have."""
+  return workdir / 'predictions' / f'{split}.npz'
+
+
+def _write(path: Path, each: list[dict[str, jax.Array]]):
+  """Rows of mask 1, in the order of the split; by one process, whole."""
+  gathered = multihost_utils.process_allgather(each, tiled=True)
+  if not distributed.primary() or not gathered:
+    return
+  arrays = {k: np.concatenate([g[k] for g in gathered]) for k in gathered[0]}
+  rows = np.flatnonzero(arrays.pop('mask'))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}')
+  with open(temporary, 'wb') as file:
+    np.savez(file, record=rows, **{k: v[rows] for k, v in arrays.items()})
+  temporary.replace(path)
 
 
 def load_run(
@@ -62,7 +94,9 @@ def load_run(
   return setup, found[0], found[1][item]
 
 
-def run(setup: Setup, params: Any, *, split: str = '') -> dict[str, Any]:
+def run(
+  setup: Setup, params: Any, *, split: str = '', keep: Path | None = None
+) -> dict[str, Any]:
   """Evaluates parameters: {'split', and the metrics}.
 
   Args:
@@ -70,8 +104,9 @@ def run(setup: Setup, params: Any, *, split: str = '') -> dict[str, Any]:
     params: to evaluate.
     split: a group of config.data, or an expression such as 'train[1150:]',
       read with the ops of 'test'; '': the first evaluation of the config.
+    keep: see `evaluate`.
   """
   name = split or (setup.evaluations or ['test'])[0]
   loader = setup.loader(name, setup.source(name))
   with jax.set_mesh(setup.mesh):
-    return {'split': name, **evaluate(setup, loader, params)}
+    return {'split': name, **evaluate(setup, loader, params, keep)}

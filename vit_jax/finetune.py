@@ -108,7 +108,10 @@ def _tell(path: str | Path, info: weights.Info):
 
 
 def open_weights(
-  path: str | Path, data: str | None, options: dict[str, Any]
+  path: str | Path,
+  data: str | None,
+  options: dict[str, Any],
+  headless: bool = False,
 ) -> tuple[Setup, dict[str, Any]]:
   """A setup to evaluate or predict with a file of weights, and the parameters.
 
@@ -117,13 +120,14 @@ def open_weights(
     data: a source ('folder:PATH') of which the classes are the weights', in
       their order; None: predictions only.
     options: of weights.load.
+    headless: whether weights without a head will do.
 
   Raises:
     UserError: weights without a head, or data with another number of classes.
   """
   model, params, info = weights.load(path, **options)
   _tell(path, info)
-  if not model.classes:
+  if not (model.classes or headless):
     raise UserError(f'{path} has no head, so it tells no classes.')
   seen = info.preprocessing
   config = config_lib.resolve(_run_config(seen, data))

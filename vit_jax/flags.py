@@ -36,7 +36,7 @@ def _weights_flags(command: argparse.ArgumentParser):
   command.add_argument('--patch', type=int, help='resizes the patch kernel')
 
 
-def _source_flags(command: argparse.ArgumentParser):
+def _source_flags(command: argparse.ArgumentParser, json: bool = True):
   """A run or a file of weights."""
   command.add_argument('--workdir', type=Path, metavar='DIR', help='of a run')
   command.add_argument('--weights', type=Path, metavar='FILE')
@@ -48,7 +48,8 @@ def _source_flags(command: argparse.ArgumentParser):
     action='store_true',
     help='the last parameters, not their running average',
   )
-  command.add_argument('--json', action='store_true', help='for machines')
+  if json:
+    command.add_argument('--json', action='store_true', help='for machines')
   _weights_flags(command)
 
 
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
   )
   _distributed_flags(train)
   _launch_flags(train)
+  _sweep_flags(add('sweep', 'many runs of one question'))
   evaluate = add('evaluate', 'metrics on a split')
   _source_flags(evaluate)
   evaluate.add_argument(
@@ -95,9 +97,41 @@ def parser() -> argparse.ArgumentParser:
   evaluate.add_argument(
     '--data', help='for --weights: where the pictures are, folder:PATH'
   )
+  evaluate.add_argument(
+    '--keep',
+    type=Path,
+    metavar='FILE.npz',
+    help='what each example has: its label, prediction, loss',
+  )
+  report = add('report', 'what runs reached, as a page')
+  report.add_argument(
+    'runs',
+    nargs='+',
+    type=Path,
+    metavar='DIR',
+    help='workdirs of runs, or folders of such, as a sweep makes',
+  )
+  report.add_argument(
+    '--output',
+    type=Path,
+    metavar='FILE.html',
+    help='default: report.html in the first DIR; a table in Markdown beside it',
+  )
+  report.add_argument(
+    '--diff',
+    action='store_true',
+    help='of two runs: what differs in config, code, versions, data, devices',
+  )
+  report.add_argument('--json', action='store_true', help='of --diff')
   predict = add('predict', 'class and probability of image files')
   _source_flags(predict)
   predict.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+  viz = add('viz', 'attention, features, filters of a model as pictures')
+  _source_flags(viz, json=False)
+  viz.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+  viz.add_argument(
+    '--output', type=Path, default=Path('viz'), metavar='DIR', help="or 'viz'"
+  )
   convert = add('convert', 'weights from one format to another')
   convert.add_argument(
     '--from', dest='source', type=Path, required=True, metavar='FILE|DIR'
@@ -165,14 +199,19 @@ def _launch_flags(command: argparse.ArgumentParser):
   )
   command.add_argument('--nodes', type=int, default=1, metavar='N')
   command.add_argument(
-    '--gpus_per_node', type=int, default=0, metavar='N', help='a process each'
-  )
-  command.add_argument(
     '--tasks_per_node',
     type=int,
     default=0,
     metavar='N',
     help='processes; default: one a GPU, or one',
+  )
+  _resource_flags(command)
+
+
+def _resource_flags(command: argparse.ArgumentParser):
+  """Of the jobs of a scheduler."""
+  command.add_argument(
+    '--gpus_per_node', type=int, default=0, metavar='N', help='a process each'
   )
   command.add_argument(
     '--slurm',
@@ -182,6 +221,39 @@ def _launch_flags(command: argparse.ArgumentParser):
     help='of sbatch, as in --slurm=partition=gpu --slurm=time=12:00:00; may be '
     'repeated',
   )
+
+
+def _sweep_flags(command: argparse.ArgumentParser):
+  command.add_argument(
+    '--experiment',
+    type=Path,
+    required=True,
+    metavar='FILE',
+    help='CONFIG and sweep(), as those of experiments/; change a field of all '
+    'runs with --config.any.field=value',
+  )
+  command.add_argument(
+    '--workdir', type=Path, required=True, metavar='DIR', help='of the runs'
+  )
+  command.add_argument(
+    '--jobs', type=int, default=1, metavar='N', help='runs at a time'
+  )
+  command.add_argument(
+    '--retries', type=int, default=2, metavar='N', help='of a run that breaks'
+  )
+  command.add_argument(
+    '--storage',
+    default='sqlite',
+    metavar='sqlite|journal|URL',
+    help="of a search's trials: journal on shared disks, or a database",
+  )
+  command.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='says what would run, and how it differs from CONFIG',
+  )
+  command.add_argument('--launch', choices=['local', 'slurm'], default='local')
+  _resource_flags(command)
 
 
 def _data_flags(command: argparse.ArgumentParser, config: dict):

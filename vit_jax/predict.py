@@ -21,15 +21,11 @@ def _pipeline(texts: tuple[str, ...]) -> ops.Pipeline:
   return ops.build('config.data.test.ops', texts)
 
 
-def run(
-  setup: Setup, params: Any, files: Sequence[Path], *, top: int = 5
-) -> Iterator[dict[str, Any]]:
-  """For each file {'file', 'predictions': [{'class', 'probability'}, ...]}.
-
-  Images go through the ops of the config's 'test', decoded first.
+def read(setup: Setup, files: Sequence[Path]) -> list[np.ndarray]:
+  """Image files as the model is fed them, through the config's 'test' ops.
 
   Raises:
-    UserError: a file that is not an image, before any is predicted.
+    UserError: a file that is not an image.
   """
   missing = [str(file) for file in files if not file.is_file()]
   if missing:
@@ -40,6 +36,18 @@ def run(
     data = file.read_bytes()
     ops.check('config.data.test.ops', pipeline, data, context)
     images.append(pipeline(data, context))
+  return images
+
+
+def run(
+  setup: Setup, params: Any, files: Sequence[Path], *, top: int = 5
+) -> Iterator[dict[str, Any]]:
+  """For each file {'file', 'predictions': [{'class', 'probability'}, ...]}.
+
+  Raises:
+    UserError: a file that is not an image, before any is predicted.
+  """
+  images = read(setup, files)
   predict = jax.jit(setup.task.predict, static_argnums=0)
   for file, image in zip(files, images, strict=True):
     probabilities = np.asarray(predict(setup.apply, params, image[None]))[0]

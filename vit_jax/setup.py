@@ -1,6 +1,7 @@
 """From a config to the parts of a run: data, model, task, optimizer, mesh."""
 
 import functools
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -103,6 +104,11 @@ class Setup:
       raise UserError(f'config.seed = {config.seed}: 0 to {2**32 - 1}.')
     if not 0 <= config.ema < 1:
       raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
+    if config.wandb and not importlib.util.find_spec('wandb'):
+      raise UserError(
+        f'config.wandb = {config.wandb!r} needs Weights & Biases: '
+        "pip install 'vit_jax[wandb]'."
+      )
     data = config.data
     if data.workers < 0:
       raise UserError(f'config.data.workers = {data.workers} < 0.')

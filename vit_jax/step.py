@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax.tasks import Apply, Batch, Metrics, Task
+from vit_jax.tasks import Apply, Batch, Metrics, Task, Values
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -161,11 +161,22 @@ def make_train_step(
 
 def make_eval_step(
   task: Task, apply: Apply
-) -> Callable[[Any, Batch, Metrics | None], Metrics]:
-  """(params, batch, sums so far or None) -> sums, on the devices."""
+) -> Callable[[Any, Batch, Metrics | None], tuple[Metrics, Values]]:
+  """(params, batch, sums so far or None) -> (sums, what each example has).
+
+  The sums are over examples of mask 1, on the devices.
+  """
 
   def eval_step(params, batch, sums):
-    new = task.evaluate(apply, params, batch)
-    return new if sums is None else jax.tree.map(jnp.add, sums, new)
+    values, outputs = task.evaluate(apply, params, batch)
+    mask = batch['mask']
+    # Of what is masked a value may be anything, also not a number.
+    new = {
+      name: (jnp.where(mask > 0, value, 0).sum(), mask.sum())
+      for name, value in values.items()
+    }
+    sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+    each = {'mask': mask, 'label': batch['label'], **outputs, **values}
+    return sums, each
 
   return eval_step

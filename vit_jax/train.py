@@ -20,7 +20,7 @@ import ml_collections
 from vit_jax import checkpoint, distributed, finetune, rollback, trees, workdir
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate
+from vit_jax.evaluate import evaluate, predictions
 from vit_jax.log import Cadence, Log
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
@@ -154,12 +154,13 @@ def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
         rollback.check(windows, failed, setup.config.max_rollbacks)
 
 
-def _evaluate_all(setup, evaluations, state, step, writers, log) -> float:
+def _evaluate_all(setup, path, evaluations, state, step, writers, log) -> float:
   """Writes the metrics of each split; returns what picks the best."""
   best = None
   for name, loader in evaluations.items():
     begun = time.perf_counter()
-    metrics = evaluate(setup, loader, state.averaged)
+    keep = predictions(path, name) if step == setup.total else None
+    metrics = evaluate(setup, loader, state.averaged, keep)
     line = {f'eval/{name}/{key}': value for key, value in metrics.items()}
     line[f'time/eval_{name}'] = time.perf_counter() - begun
     line['time/elapsed'] = log.elapsed
@@ -209,7 +210,8 @@ def _loop(
     terminal.say(rollback.words(windows[-1]))
     if primary:
       rollback.write(path, windows)
-  writers = Writers(path, start, primary)
+  config = setup.config.to_dict()
+  writers = Writers(path, start, primary, config)
   evaluation, save = Cadence(setup, 'eval_every'), Cadence(setup, 'save_every')
   log = Log(setup, writers, terminal, begun, len(windows))
   number = functools.partial(rollback.batch_number, windows=windows)
@@ -232,7 +234,9 @@ def _loop(
       best, improved = None, False
       if evaluation.due(step):
         log.flush()
-        best = _evaluate_all(setup, evaluations, state, step, writers, log)
+        best = _evaluate_all(
+          setup, path, evaluations, state, step, writers, log
+        )
         improved = best > record  # never by nan, which must not become one
         record = best if improved else record
         log.restart_clock()

@@ -1,5 +1,6 @@
-"""What a run says: metrics.jsonl, TensorBoard events, and the terminal."""
+"""What a run says: metrics.jsonl, TensorBoard, W&B, and the terminal."""
 
+import hashlib
 import json
 import math
 import os
@@ -32,16 +33,48 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   return lines
 
 
+def _open_wandb(workdir: Path, config: Mapping[str, Any]) -> Any:
+  """A run of Weights & Biases, the same one for each start of this workdir."""
+  import wandb
+
+  name = str(workdir.absolute())
+  run = wandb.init(
+    project=config['wandb'],
+    id=hashlib.sha256(name.encode()).hexdigest()[:16],
+    resume='allow',
+    name=workdir.absolute().name,
+    dir=name,
+    config=dict(config),
+    settings=wandb.Settings(console='off', silent=True),
+  )
+  # By our step: its own counter never goes back, as a resumed run may.
+  run.define_metric('*', step_metric='step')
+  return run
+
+
 class Writers:
   """Writes metrics by step. On resume, what lies beyond `start` is dropped."""
 
-  def __init__(self, workdir: Path, start: int, primary: bool = True):
-    """Args: of several processes, the primary one writes, the others read."""
+  def __init__(
+    self,
+    workdir: Path,
+    start: int,
+    primary: bool = True,
+    config: Mapping[str, Any] | None = None,
+  ):
+    """Opens the files.
+
+    Args:
+      workdir: where they are.
+      start: the step that the run goes on from.
+      primary: of several processes, this one writes, the others read.
+      config: of the run; its `wandb` names a project to write to as well.
+    """
     path = workdir / 'metrics.jsonl'
     lines = read_metrics(path)
     self.kept = kept = [line for line in lines if line['step'] <= start]
     self.elapsed = max((x.get('time/elapsed', 0.0) for x in kept), default=0.0)
-    self._file = self._board = None
+    self._file = self._board = self._wandb = None
     if not primary:
       return
     temporary = path.with_suffix('.tmp')
@@ -49,6 +82,8 @@ class Writers:
     temporary.replace(path)
     self._file = open(path, 'a')  # noqa: SIM115 (closed by close)
     self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+    if config and config.get('wandb'):
+      self._wandb = _open_wandb(workdir, config)
 
   def write(self, step: int, metrics: Metrics):
     """One line and the events of a step; what is not finite becomes null."""
@@ -60,6 +95,8 @@ class Writers:
     self._file.flush()
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
+    if self._wandb:
+      self._wandb.log({'step': step, **metrics})
 
   def last(self, name: str) -> float | None:
     """The last value up to the start of this process, or None."""
@@ -85,6 +122,8 @@ class Writers:
     finally:
       file.close()
       self._board.close()
+      if self._wandb:
+        self._wandb.finish(quiet=True)
 
 
 class Terminal:

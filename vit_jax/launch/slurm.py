@@ -1,7 +1,9 @@
-"""`train --launch=slurm`: the same command as a Slurm job, by submitit.
+"""`--launch=slurm` of train and sweep: the same command as a Slurm job.
 
-submitit writes the batch script, submits it and names the logs; srun starts a
-process for each task, and they find each other through Slurm (`--distributed`).
+submitit writes the batch script, submits it and names the logs. For `train`,
+srun starts a process for each task, and they find each other through Slurm
+(`--distributed`). A sweep is an array of tasks which are sweeps of one job each
+in the same folder: they share its runs as any two sweeps do (sweeps/queue.py).
 When Slurm preempts the job, and two minutes before its time is over, the tasks
 get SIGTERM: they save, exit with 75, and the script queues the job again. The
 script, not a task: scancel ends the script at once, so what the user cancels
@@ -11,6 +13,7 @@ stays cancelled, though its tasks save and exit with 75 too.
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from vit_jax.distributed import INTERRUPTED
@@ -35,11 +38,11 @@ def run(argv: tuple[str, ...]):
   sys.exit(cli.main(argv))  # submitit's own would be 0 or 1
 
 
-def _parameters(args: Any) -> dict[str, Any]:
-  """Of sbatch, by submitit's names.
+def _tasks(args: Any) -> int:
+  """Processes a node of `train`.
 
   Raises:
-    UserError: a value that cannot be.
+    UserError: numbers that cannot be.
   """
   tasks = args.tasks_per_node or args.gpus_per_node or 1
   for name in ('nodes', 'tasks_per_node', 'gpus_per_node'):
@@ -55,6 +58,15 @@ def _parameters(args: Any) -> dict[str, Any]:
       '--coordinator, --processes and --process are not for --launch=slurm: '
       'Slurm tells the tasks.'
     )
+  return tasks
+
+
+def _parameters(args: Any, nodes: int, tasks: int) -> dict[str, Any]:
+  """Of sbatch, by submitit's names.
+
+  Raises:
+    UserError: an option that is none.
+  """
   more: dict[str, Any] = {'requeue': True, 'signal': 'TERM@120'}
   for text in args.slurm:
     name, equals, value = text.partition('=')
@@ -66,7 +78,7 @@ def _parameters(args: Any) -> dict[str, Any]:
     more[name] = value if equals else True
   return {
     'job_name': args.workdir.absolute().name,
-    'nodes': args.nodes,
+    'nodes': nodes,
     'ntasks_per_node': tasks,
     'gpus_per_node': args.gpus_per_node or None,
     'time': None,  # the partition's, where --slurm=time does not say
@@ -80,7 +92,7 @@ def _parameters(args: Any) -> dict[str, Any]:
 
 
 def submit(args: Any, argv: tuple[str, ...]) -> str:
-  """Submits the job; what to tell the user.
+  """Submits a job that trains; what to tell the user.
 
   Args:
     args: of `train`, parsed.
@@ -89,7 +101,36 @@ def submit(args: Any, argv: tuple[str, ...]) -> str:
   Raises:
     UserError: no submitit, no Slurm, or Slurm refuses.
   """
-  parameters = _parameters(args)
+  tasks = _tasks(args)
+  parameters = _parameters(args, args.nodes, tasks)
+  job, folder = _submit(args, parameters, lambda e: e.submit(run, argv))
+  return (
+    f'job {job.job_id}: {args.nodes} x {tasks} '
+    f'processes; squeue -j {job.job_id}, scancel {job.job_id}\n'
+    f'logs: {folder}/{job.job_id}_0_log.out'
+  )
+
+
+def submit_array(args: Any, argv: tuple[str, ...]) -> str:
+  """Submits `args.jobs` workers of a sweep, a job array; what to tell the user.
+
+  Raises:
+    UserError: as `submit`.
+  """
+  parameters = _parameters(args, 1, 1)
+  jobs, folder = _submit(
+    args, parameters, lambda e: e.map_array(run, [argv] * args.jobs)
+  )
+  number = jobs[0].job_id.partition('_')[0]
+  return (
+    f'job array {number}: {args.jobs} workers; squeue -j {number}, scancel '
+    f'{number}\nlogs: {folder}/{number}_*_log.out\n'
+    f'where it is: python -m vit_jax report {args.workdir}'
+  )
+
+
+def _submit(args: Any, parameters: dict, how: Callable[[Any], Any]):
+  """(what `how` returns of the executor, the folder of logs)."""
   # Its configuration of logging closes the handlers of all others.
   os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
   try:
@@ -108,12 +149,7 @@ def submit(args: Any, argv: tuple[str, ...]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(**parameters)
-    job = executor.submit(run, argv)
+    return how(executor), folder
   except (submitit.core.utils.FailedJobError, OSError) as error:
     reason = ' '.join(str(error).split())
     raise UserError(f'--launch=slurm: Slurm refuses ({reason}).') from error
-  return (
-    f'job {job.job_id}: {args.nodes} x {parameters["ntasks_per_node"]} '
-    f'processes; squeue -j {job.job_id}, scancel {job.job_id}\n'
-    f'logs: {folder}/{job.job_id}_0_log.out'
-  )

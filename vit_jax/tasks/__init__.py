@@ -13,6 +13,7 @@ from vit_jax.tasks.classification import Classification
 Batch = dict[str, jax.Array]
 Sums = tuple[jax.Array, jax.Array]  # (sum over examples, their total weight)
 Metrics = dict[str, Sums]
+Values = dict[str, jax.Array]  # one for each example, (B,)
 Apply = Callable[..., Any]  # (params, images, key=None, capture=()) -> outputs
 
 
@@ -32,8 +33,10 @@ class Task(Protocol):
     """The loss to minimise and what else to log of a training batch."""
     ...
 
-  def evaluate(self, apply: Apply, params: Any, batch: Batch) -> Metrics:
-    """Metrics that add up over batches, examples of mask 0 left out."""
+  def evaluate(
+    self, apply: Apply, params: Any, batch: Batch
+  ) -> tuple[Values, Values]:
+    """Of each example: metrics, of which a split has the mean, and outputs."""
     ...
 
   def predict(self, apply: Apply, params: Any, images: jax.Array) -> Any:

@@ -102,12 +102,12 @@ class Classification:
     }
 
   def evaluate(self, apply, params, batch):
-    """Sums of accuracy, top-5 accuracy and loss (unsmoothed) over the mask.
+    """Accuracy, top-5 accuracy and loss (unsmoothed); and the prediction.
 
     With fewer than five classes, top-5 is top-(classes).
     """
     logits = apply(params, batch['image'])
-    label, mask = batch['label'], batch['mask']
+    label = batch['label']
     score = jnp.take_along_axis(logits, label[:, None], -1)
     # Of ties the first class wins, as with argmax; NaN is ahead of any label.
     index = jnp.arange(logits.shape[-1])
@@ -115,15 +115,8 @@ class Classification:
     rank = (~((logits < score) | tied)).sum(-1)
     targets = targets_of(batch, self.classes)
     losses = cross_entropy(logits, targets, self.objective)
-    weight = mask.sum()
-    return {
-      name: ((values * mask).sum(), weight)
-      for name, values in (
-        ('accuracy', rank < 1),
-        ('top5', rank < 5),
-        ('loss', losses),
-      )
-    }
+    values = {'accuracy': rank < 1, 'top5': rank < 5, 'loss': losses}
+    return values, {'prediction': jnp.argmax(logits, -1)}
 
   def predict(self, apply, params, images):
     """Probabilities (B, Y) of images (B, h, w, c)."""
