@@ -1,9 +1,9 @@
-"""Which learning rate and weight decay suit the digits recipe at 30 epochs?"""
+"""Which learning rate and weight decay suit the digits recipe at 15 epochs?"""
 
 from vit_jax.sweeps import grid
 
 CONFIG = 'configs/digits.py'
-FIXED = {'total': '30ep', 'eval_every': '5ep', 'save_every': '30ep'}
+FIXED = {'total': '15ep', 'eval_every': '5ep', 'save_every': '15ep'}
 
 
 def sweep():

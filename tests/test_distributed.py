@@ -296,9 +296,8 @@ def test_nobody_tells_where_the_others_are(vit_jax, tmp_path):
   assert '--distributed: no Slurm, TPU VM, GKE or MPI tells' in err
 
 
-@pytest.mark.parametrize(
-  'process', [0, pytest.param(1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('process', [0, 1])
+@pytest.mark.slow
 def test_others_that_do_not_come(process, tmp_path, root):
   """A scheduler had no place for them yet: 75, to be started again."""
   code = (

@@ -118,6 +118,7 @@ def saved(tmp_path_factory):
   checkpoints.close()
 
 
+@slow
 def test_bfloat16_moments_are_saved_as_they_are(saved):
   checkpoints, state = saved
   for mesh in ({'data': '1'}, EIGHT):

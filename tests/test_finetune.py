@@ -133,6 +133,7 @@ def test_it_learns_resumes_without_the_file_and_converts(
   )
 
 
+@pytest.mark.slow
 def test_a_run_from_a_run_at_another_size(pictures, file, tmp_path):
   first, second = tmp_path / 'first', tmp_path / 'second'
   assert command(pictures, file[0], first, '--config.total=2 steps') == 0

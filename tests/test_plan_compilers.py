@@ -30,7 +30,11 @@ def python(root):
       capture_output=True,
       text=True,
       cwd=root,
-      env=os.environ | {'PYTHONPATH': os.pathsep.join(paths)},
+      env=os.environ
+      | {
+        'PYTHONPATH': os.pathsep.join(paths),
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',  # conftest.py's; not here
+      },
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -19,10 +19,10 @@ from vit_jax.plan.compiled import bytes_here
 
 slow = pytest.mark.slow
 MESHES = {
-  'fsdp': {'fsdp': '8'},
   'all': {'data': '2', 'fsdp': '2', 'tensor': '2'},
 }
 MORE = {
+  'fsdp': {'fsdp': '8'},
   'dp': {'data': '8'},
   'tp': {'tensor': '4'},
   'tp2': {'tensor': '2'},

@@ -73,6 +73,29 @@ def test_what_is_submitted(fake, tmp_path, capsys):
   assert args.distributed and args.workdir == tmp_path / 'run'
 
 
+def test_a_sweep_is_an_array_of_workers(fake, root, tmp_path, capsys):
+  flags = [f'--experiment={root / "experiments" / "seeds.py"}']
+  flags += [f'--workdir={tmp_path / "sweep"}', '--launch=slurm', '--jobs=3']
+  flags += ['--gpus_per_node=1', '--slurm=partition=big', '--retries=1']
+  assert cli.main(['sweep', *flags, '--config.model.depth=2']) == 0
+  said = capsys.readouterr().out
+  assert said.startswith('job array 77: 3 workers') and 'vit_jax report' in said
+  script = (tmp_path / 'script').read_text()
+  for line in ('--array=0-2%', '--gpus-per-node=1', '--partition=big'):
+    assert f'#SBATCH {line}' in script, script
+  assert 'scontrol requeue $SLURM_JOB_ID' in script
+  import submitit  # configured by the launch
+
+  for number in range(3):
+    folder = tmp_path / 'sweep' / 'slurm'
+    (pickled,) = folder.glob(f'77_{number}_submitted.pkl')
+    (argv,) = submitit.core.utils.DelayedSubmission.load(pickled).args
+    assert argv[-1] == '--config.model.depth=2'
+    args = flags_lib.parser().parse_args(argv[:-1])
+    assert (args.command, args.jobs, args.retries) == ('sweep', 1, 1)
+    assert args.launch == 'local' and args.experiment.is_absolute()
+
+
 @pytest.mark.parametrize('code', [0, 1, 2, 75, 137])
 def test_only_what_was_interrupted_is_queued_again(code, fake, tmp_path):
   """The script itself, by a shell, with an srun that ends with `code`."""
@@ -330,3 +353,49 @@ def test_cancelled_is_not_queued_again(slurm, submit):
   assert 'JobState=CANCELLED' in shown and 'Restarts=0' in shown
   log = (path / 'slurm' / f'{job}_0_log.out').read_text()
   assert 'saved after step' in log and 'exit code 75' in log
+
+
+@pytest.mark.slow
+def test_a_sweep_as_an_array(slurm, tmp_path, root, small_flags, vit_jax):
+  """Two workers share three runs; one is preempted, and queued again."""
+  slurm.wait(lambda: slurm('sinfo', '-h', '-o', '%T') == 'idle', 60, tmp_path)
+  file = tmp_path / 'experiment.py'
+  file.write_text(
+    'from vit_jax.sweeps import grid\n'
+    f'CONFIG = {str(root / "configs" / "digits.py")!r}\n'
+    "def sweep():\n  return grid({'seed': range(3)})\n"
+  )
+  path = tmp_path / 'sweep'
+  code, out, err = vit_jax(
+    'sweep',
+    f'--experiment={file}',
+    f'--workdir={path}',
+    '--launch=slurm',
+    '--jobs=2',
+    '--slurm=time=30',
+    *small_flags,
+    env=slurm.environment,
+  )
+  assert code == 0 and '2 workers' in out, err
+  runs = [path / f'seed={i}' for i in range(3)]
+  slurm.wait(lambda: newest(runs[0]) or newest(runs[1]), 240, path)
+  first = slurm(
+    'sbatch', '-p', 'high', '-n', '2', '--wrap', 'true', '-o', '/dev/null'
+  )
+  assert 'Submitted' in first
+  slurm.wait(lambda: 'PENDING' in slurm('squeue', '-h', '-o', '%T'), 120, path)
+  time.sleep(5)
+
+  def done():
+    pending = slurm('squeue', '-h', '-r', '-t', 'PENDING', '-o', '%A')
+    for job in pending.split():
+      slurm('scontrol', 'update', f'jobid={job}', 'StartTime=now')
+    return all((run / 'result.json').exists() for run in runs)
+
+  slurm.wait(done, 400, path)
+  slurm.wait(lambda: slurm('squeue', '-h') == '', 120, path)
+  text = ''.join(p.read_text() for p in (path / 'slurm').glob('*_log.out'))
+  assert 'SIGTERM: the runs were saved' in text and '3 of 3 finished' in text
+  for run in runs:
+    steps = [x['step'] for x in writers.read_metrics(run / 'metrics.jsonl')]
+    assert steps == sorted(steps) and steps[-1] == 24

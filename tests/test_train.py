@@ -101,7 +101,12 @@ def test_a_finished_run_is_left_alone(whole, capsys):
   assert 'finished 24 steps' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('lines', [1, 3, 4])
+def slow(*values):
+  """Parameters of a test for `make test-slow`."""
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize('lines', [3, *slow(1, 4)])
 def test_two_halves_are_one_run(whole, tmp_path, lines):
   config, path = whole
   assert train.run(config, tmp_path, StopAt(tmp_path, lines)) == 75
@@ -120,7 +125,7 @@ def test_two_halves_are_one_run(whole, tmp_path, lines):
 
 
 @pytest.mark.parametrize(
-  'change', [{'seed': '1'}, {'optim.lr': '0.0021'}, {'ema': '0.5'}]
+  'change', [{'seed': '1'}, *slow({'optim.lr': '0.0021'}, {'ema': '0.5'})]
 )
 def test_control_another_config_is_another_run(
   whole, tmp_path, small_config, change
@@ -131,6 +136,7 @@ def test_control_another_config_is_another_run(
   assert digests(other, tmp_path, 24) != digests(config, path, 24)
 
 
+@pytest.mark.slow
 def test_a_larger_total_continues(tmp_path, small_config):
   short, long = small_config(total='12 steps'), small_config(total='18 steps')
   assert train.run(short, tmp_path) == train.FINISHED
@@ -163,7 +169,7 @@ def _largest(folder):
   return max(files, key=lambda f: f.stat().st_size)
 
 
-@pytest.mark.parametrize('damage', ['flip', 'truncate', 'remove'])
+@pytest.mark.parametrize('damage', ['flip', *slow('truncate', 'remove')])
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, damage):
   config, path = whole
   assert train.run(config, tmp_path, StopAt(tmp_path, 4)) == 75
@@ -275,6 +281,7 @@ def _end(process):
   return process.returncode, output
 
 
+@pytest.mark.slow
 def test_signals_and_kills_of_a_real_process(tmp_path, root, small_flags):
   """SIGTERM gives 75, SIGKILL anything: the end is the same, bit for bit."""
   flags = [*small_flags, '--config.total=60 steps']
@@ -311,6 +318,7 @@ def test_a_smaller_total_than_done_is_refused(whole, tmp_path, small_config):
   assert not (tmp_path / 'result.json').exists()
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_whatever_the_cadences(tmp_path, small_config):
   config = small_config(eval_every='5 steps', save_every='7 steps')
   assert train.run(config, tmp_path) == train.FINISHED
@@ -319,6 +327,7 @@ def test_the_best_is_kept_whatever_the_cadences(tmp_path, small_config):
   assert result['best']['eval/test/accuracy']['step'] in steps
 
 
+@pytest.mark.slow
 def test_a_run_on_many_devices_is_evaluated_on_these(tmp_path, small_config):
   config = small_config(mesh__data='2', mesh__fsdp='4', total='2 steps')
   assert train.run(config, tmp_path) == train.FINISHED
@@ -408,6 +417,7 @@ def test_going_back_ends(tmp_path, small_config, monkeypatch):
   assert checkpoint.Checkpoints(tmp_path / 'checkpoints').steps() == [6]
 
 
+@pytest.mark.slow
 def test_a_full_disk(whole, tmp_path):
   """Says so, and the last checkpoint stands (here: files of at most 60 kB)."""
   config, uninterrupted = whole

@@ -145,12 +145,13 @@ def _get_config(path: Path, argument: str | None) -> Mapping[str, Any]:
   return ml_collections.ConfigDict(result).to_dict()
 
 
-def check_file(flag: str, path: Path, otherwise: str):
+def check_file(flag: str, name: str, otherwise: str):
   """Raises UserError, with the nearest name, if a flag's file is not there."""
+  path = Path(name)
   if not path.is_file():
     found = sorted([*path.parent.glob('*.py'), *path.parent.glob('*.json')])
     found = found or sorted(Path(otherwise).glob('*.py'))
-    raise UserError(f'{flag}={path}: no such file.' + did_you_mean(path, found))
+    raise UserError(f'{flag}={name}: no such file.' + did_you_mean(name, found))
 
 
 def read(target: str) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def read(target: str) -> dict[str, Any]:
   """
   name, _, argument = target.partition(':')
   path = Path(name)
-  check_file('--config', path, 'configs')
+  check_file('--config', name, 'configs')
   if path.suffix == '.json':
     try:
       return dict(json.loads(path.read_text()))

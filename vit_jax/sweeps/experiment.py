@@ -95,7 +95,7 @@ class Experiment:
         that sets what `overrides` set.
     """
     self.path = path
-    config_lib.check_file('--experiment', path, 'experiments')
+    config_lib.check_file('--experiment', str(path), 'experiments')
     module = config_lib.run_file(path)
     self.question = (module.__doc__ or '').strip().partition('\n')[0]
     self._target = self._config_of(module)
