@@ -28,11 +28,25 @@ def test_without_the_package(tmp_path, root, monkeypatch, capsys, small_flags):
 
 _READ = """
 import json, sys
-from wandb.sdk.internal.datastore import DataStore
 from wandb.proto import wandb_internal_pb2
-store, lines, config = DataStore(), [], {}
-store.open_for_scan(sys.argv[1])
-while (data := store.scan_data()) is not None:
+
+def scan(data):
+  # LevelDB's log: blocks of 32 KiB; crc (4), length (2), type (1), then data.
+  at, whole = 7, b''  # behind W&B's own header
+  while at + 7 <= len(data):
+    left = 32768 - at % 32768
+    if left < 7:
+      at += left
+      continue
+    length, kind = int.from_bytes(data[at + 4:at + 6], 'little'), data[at + 6]
+    whole += data[at + 7:at + 7 + length]
+    at += 7 + length
+    if kind in (1, 4):  # full, or the last part
+      yield whole
+      whole = b''
+
+lines, config = [], {}
+for data in scan(open(sys.argv[1], 'rb').read()):
   record = wandb_internal_pb2.Record()
   record.ParseFromString(data)
   if record.HasField('history'):

@@ -123,7 +123,7 @@ class Writers:
       file.close()
       self._board.close()
       if self._wandb:
-        self._wandb.finish(quiet=True)
+        self._wandb.finish()
 
 
 class Terminal:

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from vit_jax.report.runs import Found, Group, show
 
 _POINTS = 400  # of a curve; more cannot be seen
-_COLORS = qualitative.D3
+_COLORS = qualitative.Plotly
 _SCALE = 'Viridis'
 
 
@@ -111,7 +111,7 @@ def parallel(groups: Sequence[Group], fields: Sequence[str]) -> go.Figure:
       y=[places[i] for places, _ in axes],
       mode='lines+markers',
       line={
-        'color': sample_colorscale(_SCALE, [0.9 * axes[-1][0][i]])[0],
+        'color': sample_colorscale(_SCALE, [0.25 + 0.6 * axes[-1][0][i]])[0],
         'width': 2,
         'shape': 'spline',
         'smoothing': 0.4,
@@ -123,7 +123,7 @@ def parallel(groups: Sequence[Group], fields: Sequence[str]) -> go.Figure:
     figure.add_vline(x, line={'color': 'rgba(128,128,128,0.5)', 'width': 1})
     for y, text in ticks:
       figure.add_annotation(
-        x=x, y=y, text=text, showarrow=False, xshift=6, xanchor='left'
+        x=x, y=y, text=text, showarrow=False, xshift=6, yshift=9, xanchor='left'
       )
   figure.update_xaxes(
     tickvals=list(range(len(names))),

@@ -140,6 +140,7 @@ class Table:
       'best',
       title=escape(self._title),
     )
+    table.columns[0].overflow = 'fold'
     table.columns[3].header = f'{metric}, last'
     order = (queue.RUNNING, queue.FAILED, queue.FINISHED, queue.PRUNED)
     order += (queue.WAITING,)
