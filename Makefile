@@ -4,6 +4,8 @@ BIN := .venv/bin
 WORKDIR ?= runs/digits
 # Processes of `make test`. One compiles on about one core.
 WORKERS ?= 2
+# Tests that wait for each other's processes have the machine to themselves.
+ALONE := tests/test_distributed.py tests/test_slurm.py
 
 .PHONY: digits install install-dev test test-slow lint clean
 
@@ -59,7 +61,8 @@ test: install-dev lint
 	touch $@
 
 test-slow: .venv/installed-slow .venv/installed-slurm .venv/installed-browser
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile $(foreach f,$(ALONE),--ignore=$(f))
+	$(BIN)/python -m pytest -m slow $(ALONE)
 
 lint: install-dev
 	$(BIN)/ruff format --check .
