@@ -85,16 +85,16 @@ def draw_similarity(alike: Float[np.ndarray, 'gh gw gh gw']) -> Figure:
     len(rows),
     len(columns),
     squeeze=False,
-    gridspec_kw={'wspace': 0.08, 'hspace': 0.08, 'right': 0.86, 'top': 0.95},
+    gridspec_kw={'wspace': 0.08, 'hspace': 0.08, 'right': 0.8, 'top': 0.95},
   )
   for i, row in enumerate(rows):
     for j, column in enumerate(columns):
       tile = axes[i, j].imshow(
-        alike[row, column], cmap='viridis', vmin=-1, vmax=1
+        alike[row, column], cmap='viridis', vmin=alike.min(), vmax=1
       )
       axes[i, j].set(xticks=[], yticks=[])
   figure.supxlabel('column of the patch', fontsize=9)
   figure.supylabel('row of the patch', fontsize=9)
-  place = figure.add_axes((0.89, 0.15, 0.02, 0.7))
+  place = figure.add_axes((0.83, 0.15, 0.02, 0.7))
   figure.colorbar(tile, cax=place).set_label('cosine similarity', fontsize=8)
   return figure
