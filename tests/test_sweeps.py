@@ -85,6 +85,14 @@ def test_names_of_runs(pair):
     assert names[0] != names[1]
 
 
+def test_numbers_of_numpy(write):
+  """linspace and logspace give their own numbers."""
+  file = write("grid({'optim.lr': __import__('numpy').logspace(-4, -2, 3)})")
+  plans = list(Experiment(file).plans())
+  assert [p.name for p in plans] == ['lr=0.0001', 'lr=0.001', 'lr=0.01']
+  assert [p.config.optim.lr for p in plans] == pytest.approx([1e-4, 1e-3, 1e-2])
+
+
 def test_names_that_people_read():
   point = {'optim.lr': 1e-3, 'seed': 0, 'model.variant': 'S/16'}
   assert run_name(point) == 'lr=0.001,seed=0,variant=S_16'
@@ -117,6 +125,7 @@ def write(tmp_path, root):
     ("grid({'model.pool': ('cls', 'men')})", "'mean'"),
     ("grid({'seed': (1, 1)})", 'has the point seed=1 twice'),
     ('{}', 'it has to return points'),
+    ('[{1: 2}]', 'it has to return points'),
     ('1 / 0', 'line 6, raised ZeroDivisionError: division by zero'),
     ("Search({'seed': Range(0, 9)}, 0)", 'trials = 0: at least 1'),
     ("Search({'sed': Range(0, 9)}, 3)", 'sed is not a config field. Did you'),
@@ -152,6 +161,13 @@ def test_mistakes_of_flags(write, flags, words, tmp_path, capsys):
   given = [f'--experiment={file}', f'--workdir={tmp_path / "sweep"}', *flags]
   assert cli.main(['sweep', *given]) == 2
   assert words in capsys.readouterr().err
+
+
+def test_fixed_fields_that_are_none(write, tmp_path, capsys):
+  file = write("grid({'seed': (1, 2)})", head="FIXED = ['total']")
+  given = [f'--experiment={file}', f'--workdir={tmp_path / "sweep"}']
+  assert cli.main(['sweep', *given]) == 2
+  assert "FIXED = ['total'] is not {field: value}" in capsys.readouterr().err
 
 
 def test_a_storage_that_is_none(write, tmp_path, capsys):

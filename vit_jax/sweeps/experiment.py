@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import finetune
@@ -78,6 +79,10 @@ def _plain(value: Any) -> bool:
   return value is None or isinstance(value, bool | int)
 
 
+def _is_point(value: Any) -> bool:
+  return isinstance(value, dict) and all(isinstance(k, str) for k in value)
+
+
 class Experiment:
   """A file of experiments/.
 
@@ -100,6 +105,8 @@ class Experiment:
     self.question = (module.__doc__ or '').strip().partition('\n')[0]
     self._target = self._config_of(module)
     fixed = getattr(module, 'FIXED', {})
+    if not _is_point(fixed):
+      raise UserError(f'{path}: FIXED = {fixed!r:.80} is not {{field: value}}.')
     self._overrides = [(k, _text(v)) for k, v in fixed.items()]
     self._overrides += [*overrides]
     result = config_lib.call(path, self._function(module))
@@ -132,12 +139,17 @@ class Experiment:
 
   def _checked(self, result: Any) -> list[Point]:
     points = list(result) if isinstance(result, list | tuple) else None
-    if not points or not all(isinstance(p, dict) and p for p in points):
+    if not points or not all(p and _is_point(p) for p in points):
       raise UserError(
         f'{self.path}: sweep() returned {result!r:.80}; it has to return '
         'points, as grid(...), zipped(...), product(...) and sample(...) do, '
         'or a Search.'
       )
+    points = [
+      # NumPy's numbers, as of linspace, print as calls.
+      {k: v.item() if isinstance(v, np.generic) else v for k, v in p.items()}
+      for p in points
+    ]
     names = [run_name(point) for point in points]
     for name in names:
       if names.count(name) > 1:
