@@ -310,6 +310,25 @@ def test_a_signal_before_the_first_step(tmp_path, root, small_flags):
   assert code == 75 and 'Traceback' not in output, output
 
 
+def test_a_signal_that_strikes_in_a_callback():
+  """Where an exception cannot be raised: it is noted, without a traceback."""
+  code = (
+    'import gc, os, signal\n'
+    'from vit_jax.signals import Stop\n'
+    'stop = Stop().catch()\n'
+    'def callback(phase, info):\n'
+    '  if phase == "start" and not stop.requested:\n'
+    '    os.kill(os.getpid(), signal.SIGTERM)\n'
+    'gc.callbacks.append(callback)\n'
+    'gc.collect()\n'
+    'print(stop.requested)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  assert (done.stdout, done.stderr) == ('SIGTERM\n', '')
+
+
 def test_a_smaller_total_than_done_is_refused(whole, tmp_path, small_config):
   config, _ = whole
   assert train.run(config, tmp_path, StopAt(tmp_path, 4)) == 75

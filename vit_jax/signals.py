@@ -1,10 +1,18 @@
 """SIGTERM and Ctrl-C: the first asks to save and leave, the second kills."""
 
 import signal
+import sys
+from typing import Any
 
 
 class Interrupted(BaseException):
   """A signal came while there was nothing to save yet."""
+
+
+def _unraisable(args: Any):
+  """Of a signal within a callback nothing is lost: `requested` is set."""
+  if args.exc_type is not Interrupted:
+    sys.__unraisablehook__(args)
 
 
 class Stop:
@@ -22,6 +30,7 @@ class Stop:
 
   def catch(self) -> 'Stop':
     """Catches the signals from here on."""
+    sys.unraisablehook = _unraisable
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._ask)
     return self
