@@ -194,6 +194,7 @@ def test_flags(fails, argv, says):
 # --- The workdir ---
 
 
+@pytest.mark.slow
 def test_a_run_of_another_model(fails, run_dir, small_flags):
   before = {p.name: p.stat().st_mtime_ns for p in run_dir.iterdir()}
   err = fails(

@@ -77,6 +77,7 @@ def test_launched_from_a_file(pictures, file, tmp_path, monkeypatch):
   assert f'--config.init_from={file[0]}' in argv
 
 
+@pytest.mark.slow
 def test_a_run_from_a_file(pictures, file, tmp_path):
   path, model, params = file
   frozen = ['--config.total=1 steps', '--config.optim.lr=0']

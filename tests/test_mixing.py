@@ -151,6 +151,7 @@ def losses(small_config, steps=5, **fields):
   return np.array(found)
 
 
+@pytest.mark.slow
 def test_in_the_step(small_config):
   """By (seed, step); accumulation sees the pairs of the whole batch."""
   fields = {

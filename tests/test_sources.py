@@ -466,9 +466,8 @@ def flags(pictures, workdir, **values):
   ]
 
 
-@pytest.mark.parametrize(
-  'cache_mb', [0, pytest.param(512, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('cache_mb', [0, 512])
+@pytest.mark.slow
 def test_skipping_in_a_run(pictures, tmp_path, capsys, cache_mb):
   """Counted in the metrics; the rate is a limit; the default is to stop."""
   run = tmp_path / 'run'

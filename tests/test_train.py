@@ -381,6 +381,7 @@ def test_kills_at_random_moments(tmp_path, root, small_flags):
   assert digest_of(whole) == digest_of(broken)
 
 
+@pytest.mark.slow
 def test_going_back_from_a_loss_that_is_not_finite(
   tmp_path, small_config, monkeypatch
 ):
