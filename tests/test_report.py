@@ -1,14 +1,13 @@
 """Reports: groups of seeds, the bootstrap, the pages, and what differs."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
+from tests import browser
 from vit_jax import cli, config, evaluate, train, writers
 from vit_jax.report import bootstrap, page
 from vit_jax.report import runs as runs_lib
@@ -218,6 +217,96 @@ def test_mistakes(runs, tmp_path, capsys):
   assert '--diff takes two runs, not 1' in capsys.readouterr().err
 
 
+def test_files_that_cannot_be_written(runs, tmp_path, capsys):
+  (tmp_path / 'file').write_text('mine')
+  for name, message in (
+    ('x.md', 'a name that ends in .html'),
+    ('', 'is a folder; give a file'),
+    ('file/x.html', 'file is a file'),
+  ):
+    output = f'--output={tmp_path / name}'
+    assert cli.main(['report', str(runs), output]) == 2
+    assert message in capsys.readouterr().err
+  one = runs_lib.find([runs])[0].path
+  given = ['evaluate', f'--workdir={one}', f'--keep={tmp_path / "file" / "a"}']
+  assert cli.main(given) == 2
+  assert 'cannot be written' in capsys.readouterr().err
+  assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_the_same_run_twice_is_not_two_seeds(runs, tmp_path):
+  one = runs / 'lr=1e-3,seed=0'
+  found = runs_lib.find([runs, one, runs / '..' / runs.name / one.name])
+  assert len(found) == 5
+  shutil.copytree(one, tmp_path / 'again')
+  (group,) = runs_lib.grouped(runs_lib.find([one, tmp_path / 'again']))
+  assert len(group.runs) == 2 and len(group.scores) == 1
+  assert np.isnan(group.spread)
+  both = runs_lib.grouped(runs_lib.find([runs, tmp_path / 'again']))
+  assert bootstrap.compare(*both[:2]).seeds == (2, 2)
+
+
+def test_states_of_runs(runs, tmp_path):
+  """Broken after it logged; on its way to a new end; started again."""
+  run = tmp_path / 'run'
+  shutil.copytree(runs / 'lr=1e-2,seed=0', run)
+
+  def state():
+    return runs_lib.find([run])[0].state
+
+  assert state() == 'finished'
+  saved = json.loads((run / 'config.json').read_text())
+  (run / 'config.json').write_text(json.dumps(saved | {'total': '99 steps'}))
+  assert state() == 'step 24 of 99'
+  tried = {'code': 1, 'error': 'no more memory', 'time': '2999-01-01T00:00:00Z'}
+  (run / 'sweep.json').write_text(json.dumps({'tries': [tried]}))
+  assert state() == 'failed, step 24 of 99'
+  assert runs_lib.find([run])[0].error == 'no more memory'
+  tried['time'] = '2001-01-01T00:00:00Z'
+  (run / 'sweep.json').write_text(json.dumps({'tries': [tried]}))
+  assert state() == 'step 24 of 99'
+
+
+def test_a_run_of_a_search_is_judged_by_its_objective(runs, tmp_path):
+  for path in runs.glob('lr=1e*'):
+    shutil.copytree(path, tmp_path / path.name)
+    with np.load(path / 'predictions' / 'test.npz') as file:
+      kept = dict(file)
+    kept['loss'] = kept['loss'] + (5 if 'lr=1e-2' in path.name else 0)
+    np.savez(tmp_path / path.name / 'predictions' / 'test.npz', **kept)
+    lines = writers.read_metrics(path / 'metrics.jsonl')
+    lines[-1]['eval/test/loss'] = float(kept['loss'].mean())
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (tmp_path / path.name / 'metrics.jsonl').write_text(text)
+    record = {'metric': 'eval/test/loss', 'least': True}
+    (tmp_path / path.name / 'sweep.json').write_text(json.dumps(record))
+  groups = runs_lib.grouped(runs_lib.find([tmp_path]))
+  assert groups[0].name == 'lr 0.001' and groups[0].mean < groups[1].mean
+  assert groups[0].runs[0].best <= groups[0].runs[0].last('eval/test/loss')
+  text = bootstrap.sentence(*groups, 2)
+  assert re.search(r'is beyond noise \(-\d\.\d{4}, 95 % interval -', text), text
+  assert 'eval/test/loss, last' in page.markdown('x', runs_lib.find([tmp_path]))
+
+
+def test_a_seed_that_has_not_begun_hinders_no_comparison(runs, tmp_path):
+  for path in runs.glob('lr=1e*'):
+    shutil.copytree(path, tmp_path / path.name)
+  waiting = tmp_path / 'lr=1e-3,seed=2'
+  waiting.mkdir()
+  saved = json.loads((runs / 'lr=1e-3,seed=1' / 'config.json').read_text())
+  (waiting / 'config.json').write_text(json.dumps(saved | {'seed': 2}))
+  groups = runs_lib.grouped(runs_lib.find([tmp_path]))
+  assert len(groups[1].runs) == 3
+  assert bootstrap.compare(*groups).seeds == (2, 2)
+  # The same labels of other records are not the same examples.
+  file = tmp_path / 'lr=1e-3,seed=0' / 'predictions' / 'test.npz'
+  with np.load(file) as kept:
+    changed = dict(kept)
+  changed['record'] = changed['record'] + 1
+  np.savez(file, **changed)
+  assert bootstrap.compare(*groups) is None
+
+
 def test_diff(runs, tmp_path, capsys):
   one, other = (runs / f'lr={rate},seed=0' for rate in ('1e-3', '1e-2'))
   changed = tmp_path / 'changed'
@@ -242,65 +331,17 @@ def test_diff(runs, tmp_path, capsys):
   assert 'no difference' in capsys.readouterr().out
 
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-_LOOK = """
-const {chromium} = require('playwright-core');
-(async () => {
-  const [, , browser, page, folder] = process.argv;
-  const b = await chromium.launch({executablePath: browser,
-    args: ['--no-sandbox']});
-  const said = [], asked = [], seen = {};
-  for (const colorScheme of ['light', 'dark']) {
-    const p = await b.newPage({colorScheme,
-      viewport: {width: 1366, height: 768}});
-    p.on('console', m => m.type() === 'error' && said.push(m.text()));
-    p.on('pageerror', e => said.push(String(e)));
-    p.on('request', r => /^https?:/.test(r.url()) && asked.push(r.url()));
-    await p.goto('file://' + page);
-    await p.waitForTimeout(1500);
-    await p.screenshot({path: `${folder}/${colorScheme}.png`, fullPage: true});
-    seen[colorScheme] = await p.evaluate(() => ({
-      plots: document.querySelectorAll('.main-svg').length,
-      lines: document.querySelectorAll('.scatterlayer .trace').length,
-      wide: document.documentElement.scrollWidth - window.innerWidth,
-      back: getComputedStyle(document.body).backgroundColor,
-      text: getComputedStyle(document.body).color,
-    }));
-  }
-  await b.close();
-  console.log(JSON.stringify({said, asked, seen}));
-})();
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium could be installed')
 def test_in_a_real_browser(runs, tmp_path, root):
   """No errors, nothing fetched, all drawn, as wide as a laptop; light and dark.
 
   The screenshots stay in the folder of the test, to be looked at.
   """
-  modules = root / '.venv' / 'browser' / 'node_modules'
-  if not (modules / 'playwright-core').exists():
-    pytest.skip('no playwright-core')
   assert cli.main(['report', str(runs), f'--output={tmp_path / "r.html"}']) == 0
-  (tmp_path / 'look.js').write_text(_LOOK)
-  done = subprocess.run(
-    ['node', 'look.js', CHROMIUM, str(tmp_path / 'r.html'), str(tmp_path)],
-    cwd=tmp_path,
-    env=os.environ | {'NODE_PATH': str(modules)},
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert done.returncode == 0, done.stderr
-  result = json.loads(done.stdout)
-  assert result['said'] == [] and result['asked'] == []
-  light, dark = result['seen']['light'], result['seen']['dark']
-  for seen in (light, dark):
-    assert seen['plots'] >= 3 and seen['lines'] >= 10 and seen['wide'] <= 0
+  light, dark = browser.look(tmp_path / 'r.html', root)
   assert light['back'] == 'rgb(255, 255, 255)' != dark['back']
-  assert light['text'] != dark['text']
+  for seen in (light, dark):
+    assert seen['plots'] >= 3 and seen['lines'] >= 10
 
 
 def test_checkpoints_are_not_needed(runs):

@@ -133,6 +133,19 @@ def write(tmp_path, root):
       "Search({'seed': Range(0, 9)}, 3, 'eval/tst/accuracy')",
       "Did you mean 'eval/test/accuracy'",
     ),
+    (
+      "Search({'seed': Range(0, 9)}, 3, 'eval/test/acuracy')",
+      "objective = 'eval/test/acuracy' is unknown. Did you mean",
+    ),
+    (
+      "Search({'seed': Range(0, 9)}, 3, direction='minimise')",
+      "direction = 'minimise' is unknown. Did you mean 'minimize'",
+    ),
+    ("Search({'seed': Range(0, 9)}, 3, sampler='TPE')", "'tpe'"),
+    ("Search({'seed': Range(0, 9)}, 3, pruner='hyperband')", 'Choices: asha'),
+    ("Search({'seed': (0, 9)}, 3)", 'seed = (0, 9): a Range(...) or'),
+    ('Search({}, 3)', 'space = {}: {field: Range}'),
+    ("sample({'seed': Range(0, 2)}, 4)", '4 points of a space with about 3'),
   ],
 )
 def test_mistakes_end_before_the_first_run(
@@ -319,7 +332,7 @@ def test_a_search(quick, write, tmp_path, capsys):
   out = capsys.readouterr().out
   runs = sorted((tmp_path / 'sweep').glob('*/config.json'))
   assert len(runs) == 9
-  assert [r.parent.name[:4] for r in runs] == [f'{i:04}' for i in range(9)]
+  assert runs[0].parent.name.startswith('0000-')
   pruned = out.count(': pruned\n')
   assert pruned and f'{9 - pruned} of 9 finished, {pruned} pruned' in out
   best = max(json.loads(r.read_text())['seed'] for r in runs)
@@ -330,6 +343,118 @@ def test_a_search(quick, write, tmp_path, capsys):
   assert cli.main(flags) == 0
   after = starts(tmp_path / 'sweep')
   assert len(after) == 11 and before.items() <= after.items()
+
+
+def _sweep(file, tmp_path, *flags):
+  given = [f'--experiment={file}', f'--workdir={tmp_path / "sweep"}', *flags]
+  return cli.main(['sweep', *given])
+
+
+def _trials(tmp_path):
+  import optuna
+
+  storage = f'sqlite:///{tmp_path / "sweep" / "study.db"}'
+  (name,) = optuna.get_all_study_names(storage)
+  return optuna.load_study(study_name=name, storage=storage).trials
+
+
+QUICK = "FIXED = {'optim.lr': 0}"
+
+
+def test_impossible_points_of_a_search(quick, write, tmp_path, capsys):
+  """3 heads want a width of a multiple of 3: what is none is no run, no end."""
+  file = write(
+    "Search({'model.width': Range(24, 48)}, 8, sampler='random')",
+    head="FIXED = {'optim.lr': 0, 'model.heads': 3}",
+  )
+  assert _sweep(file, tmp_path) == 0
+  out = capsys.readouterr().out
+  said = out.count('impossible: ')
+  assert (
+    0 < said < 8 and f'{8 - said} of {8 - said} finished, {said} imp' in out
+  )
+  assert len(list(tmp_path.glob('sweep/*/result.json'))) == 8 - said
+  assert _sweep(file, tmp_path) == 0  # and again
+  assert f'{8 - said} of {8 - said} finished' in capsys.readouterr().out
+  assert max(starts(tmp_path / 'sweep').values()) == 1
+  states = [t.state.name for t in _trials(tmp_path)]
+  assert states.count('PRUNED') == said and states.count('COMPLETE') == 8 - said
+
+
+def test_a_search_of_tuples_over_sqlite_goes_on(quick, write, tmp_path, capsys):
+  ops = "(('range(-1, 1)',), ('range(0, 1)',), ('range(-2, 2)',))"
+  body = "Search({'data.test.ops': Choice(*%s), 'seed': Choice(1, 2)}, %d)"
+  assert _sweep(write(body % (ops, 2), head=QUICK), tmp_path) == 0
+  assert _sweep(write(body % (ops, 5), head=QUICK), tmp_path) == 0
+  assert set(starts(tmp_path / 'sweep').values()) == {1}
+  configs = [
+    json.loads(p.read_text()) for p in tmp_path.glob('sweep/*/config.json')
+  ]
+  points = {(*c['data']['test']['ops'], c['seed']) for c in configs}
+  assert len(points) == len(configs) == 5  # no point twice
+  capsys.readouterr()
+  assert _sweep(write(body % (ops, 99), head=QUICK), tmp_path) == 0
+  assert '6 of 6 finished' in capsys.readouterr().out  # there are no more
+
+
+def test_a_study_is_of_one_search(quick, write, tmp_path, capsys):
+  body = "Search({'seed': Range(0, 6)}, 3%s)"
+  assert _sweep(write(body % '', head=QUICK), tmp_path) == 0
+  for words, message in (
+    (", direction='minimize'", 'direction was maximize, is now minimize'),
+    (", objective='eval/test/loss'", 'objective was , is now eval/test/loss'),
+  ):
+    assert _sweep(write(body % words, head=QUICK), tmp_path) == 2
+    assert message in capsys.readouterr().err
+  assert _sweep(write(body.replace('6', '7') % '', head=QUICK), tmp_path) == 2
+  assert 'space was' in capsys.readouterr().err
+  file = write(body % '', head=QUICK)
+  assert _sweep(file, tmp_path, '--storage=journal') == 2
+  assert 'storage was sqlite, is now journal' in capsys.readouterr().err
+  assert _sweep(file, tmp_path, '--config.model.depth=2') == 2
+  assert 'config.model.depth was 4, is now 2' in capsys.readouterr().err
+  assert _sweep(file, tmp_path) == 0
+
+
+def test_a_search_may_minimize(quick, write, tmp_path, capsys):
+  """Of the metric of the quick trainer, which grows by the seed, the least."""
+  body = "Search({'seed': Range(10, 60)}, 9, direction='minimize')"
+  file = write(body, head="FIXED = {'optim.lr': 0.15}")
+  assert _sweep(file, tmp_path, '--jobs=3') == 0
+  configs = list(tmp_path.glob('sweep/*/config.json'))
+  seeds = {json.loads(p.read_text())['seed']: p.parent for p in configs}
+  out = capsys.readouterr().out
+  assert ': pruned\n' in out
+  best = seeds[min(seeds)]
+  assert f'best {min(seeds) / 100 + 0.4:.4f} by {best.name}' in out
+  record = json.loads((best / 'sweep.json').read_text())
+  assert record['least'] and record['metric'] == 'eval/test/accuracy'
+
+
+def test_two_sweeps_on_one_search(write, tmp_path, root):
+  """Share its trials: as many as asked for, no point twice, each told once."""
+  file = write(
+    "Search({'seed': Range(10, 500)}, 12, sampler='random', pruner='none')",
+    head="FIXED = {'optim.lr': .05}",
+  )
+  flags = [f'--experiment={file}', f'--workdir={tmp_path / "sweep"}']
+  flags += ['--jobs=2']
+  code = f'from vit_jax.sweeps import local; local._CHILD = {FAKE!r}; '
+  sweeps = [_start(root, flags, code) for _ in range(2)]
+  outputs = [s.communicate(timeout=120)[0].decode() for s in sweeps]
+  assert [s.returncode for s in sweeps] == [0, 0], outputs
+  assert list(starts(tmp_path / 'sweep').values()) == [1] * 12
+  trials = _trials(tmp_path)
+  assert len({t.params['seed'] for t in trials}) == len(trials) == 12
+  assert {t.state.name for t in trials} == {'COMPLETE'}
+  assert all(t.value == t.params['seed'] / 100 + 0.4 for t in trials)
+
+
+def test_the_best_of_several_seeds(quick, write, tmp_path, capsys):
+  file = write("grid({'model.depth': (1, 2), 'seed': (1, 3)})", head=QUICK)
+  assert _sweep(file, tmp_path) == 0
+  out = capsys.readouterr().out
+  assert 'best 0.4200 \N{PLUS-MINUS SIGN} 0.0141, 2 seeds by depth=1' in out
 
 
 def _start(root, flags, code=''):

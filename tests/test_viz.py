@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import browser
 from vit_jax import cli, config, train
+from vit_jax.data import ops
 from vit_jax.models.vit import ViT
 from vit_jax.setup import Setup
 from vit_jax.viz import attention, features, filters, inside
@@ -61,11 +63,56 @@ def test_distances():
 
 def test_from_tokens_to_patches():
   maps = random_attention(np.random.default_rng(1), (2, 3, 7, 7))
-  got = attention.to_patches(maps, 1, (2, 3))
+  got = attention.to_patches(maps, 1, True, (2, 3))
   assert got.shape == (2, 3, 2, 3)
   assert np.array_equal(got[1, 2].ravel(), maps[1, 2, 0, 1:])
-  without = attention.to_patches(maps[..., 1:, 1:], 0, (2, 3))
+  # A register is no CLS: from the mean of the patches, without it.
+  without = attention.to_patches(maps, 1, False, (2, 3))
   assert np.allclose(without[0, 0, 1, 2], maps[0, 0, 1:, 6].mean())
+
+
+def test_registers_without_cls(run):
+  """Of the first token, a register, nothing is shown."""
+  saved = json.loads((run / 'w' / 'config.json').read_text())
+  given = saved['model'] | {'registers': 2, 'pool': 'mean'}
+  setup = Setup(config.resolve(saved | {'model': given}))
+  with jax.set_mesh(setup.mesh):
+    params = setup.init().params
+  seen = inside.Inside(setup, params, [np.zeros((8, 8, 1), np.float32)])
+  assert (seen.prefix, seen.cls) == (2, False)
+
+  def shown():
+    figure = seen.heads(0)
+    return np.asarray(figure.axes[1].images[1].get_array())
+
+  maps = seen.attention[0].copy()
+  before = shown()
+  maps[:, :, 0, 2:] = np.linspace(0, 1, 16)  # the register looks elsewhere
+  seen.attention[0] = maps
+  assert np.array_equal(before, shown())
+  seen.cls = True  # the control
+  assert not np.array_equal(before, shown())
+
+
+def test_pictures_have_their_own_colours():
+  """A mean and a deviation for each channel are taken back for each."""
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (2, 5, 6, 3), dtype=np.uint8)
+  texts = ('normalize((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))',)
+  pipeline = ops.build('ops', texts)
+  context = ops.Context((5, 6), 3)
+  fed = np.stack([pipeline(p, context) for p in pixels])
+  assert np.array_equal(ops.undo(texts, fed), pixels)
+  unit = (fed - fed.min()) / (fed.max() - fed.min())  # as if of one range
+  assert not np.allclose(255 * unit, pixels, atol=20)
+
+
+@pytest.mark.slow
+def test_the_page_in_a_real_browser(run, tmp_path, root):
+  flags = [f'--workdir={run / "w"}', f'--output={tmp_path}']
+  assert cli.main(['viz', *flags, str(run / '0.png')]) == 0
+  for seen in browser.look(tmp_path / 'index.html', root):
+    assert seen['pictures'] == 6
 
 
 def test_principal_components_as_colours():
@@ -226,6 +273,9 @@ def test_mistakes(run, tmp_path, capsys):
   flags = [f'--workdir={run / "w"}', f'--output={tmp_path / "viz"}']
   assert cli.main(['viz', *flags, str(tmp_path / 'none.png')]) == 2
   assert 'no such image file' in capsys.readouterr().err
+  output = f'--output={run / "0.png"}'
+  assert cli.main(['viz', flags[0], output, str(run / '1.png')]) == 2
+  assert '0.png is a file; give a folder' in capsys.readouterr().err
   (tmp_path / 'bad.png').write_bytes(b'no picture')
   assert cli.main(['viz', *flags, str(tmp_path / 'bad.png')]) == 2
   assert 'bad.png' in capsys.readouterr().err

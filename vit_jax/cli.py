@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_jax import flags
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, check_output
 from vit_jax.signals import Stop
 
 Overrides = list[tuple[str, str]]
@@ -298,6 +298,10 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
     return 0
   if overrides and args.command not in _CONFIGURED:
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
+  for name in ('output', 'keep'):
+    if path := getattr(args, name, None):
+      suffix = '.html' if args.command == 'report' else ''
+      check_output(f'--{name}', path, args.command == 'viz', suffix)
   args.overrides, args.stop = overrides, stop
   if args.command in ('train', 'sweep'):
     stop.catch()  # before slow imports

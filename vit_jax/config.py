@@ -112,8 +112,8 @@ def call(path: Path, function: Callable[..., Any], *args: Any) -> Any:
   """
   try:
     return function(*args)
-  except UserError:
-    raise
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
     here = str(path.absolute())

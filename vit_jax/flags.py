@@ -243,9 +243,10 @@ def _sweep_flags(command: argparse.ArgumentParser):
   )
   command.add_argument(
     '--storage',
-    default='sqlite',
+    default='',
     metavar='sqlite|journal|URL',
-    help="of a search's trials: journal on shared disks, or a database",
+    help="of a search's trials: journal on shared disks (and with Slurm), or a "
+    'database',
   )
   command.add_argument(
     '--dry_run',

@@ -173,15 +173,6 @@ def _about(split: dict[str, Any], label: str) -> str:
   return f'{count:,} of {name}'
 
 
-def _affine(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-  """(scale, offset) by which some ops make float32 of bytes."""
-  names = [text.split('(')[0].strip() for text in texts]
-  last = max(names.index(n) for n in ('range', 'normalize') if n in names)
-  affine = ops.build('ops', texts[: last + 1], on_device=True).affine
-  assert affine is not None
-  return affine
-
-
 def preview(setup: Setup, split: str, number: int, count: int, output: Path):
   """Draws what the model is fed: a batch after the ops, and after mixing.
 
@@ -217,9 +208,7 @@ def preview(setup: Setup, split: str, number: int, count: int, output: Path):
       other = names[batch['other'][row]]
       caption = f'{caption}: {share:.0%},  {other}: {1 - share:.0%}'
     captions.append(caption)
-  scale, offset = _affine(setup.config.data[split].ops)
-  images = (batch['image'][rows] - offset) / scale
-  pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+  pixels = ops.undo(setup.config.data[split].ops, batch['image'][rows])
   title = (
     f'{setup.config.data.name}, {split}, batch {number}: '
     f'{" ".join(setup.config.data[split].ops)}'

@@ -104,7 +104,8 @@ class Setup:
       raise UserError(f'config.seed = {config.seed}: 0 to {2**32 - 1}.')
     if not 0 <= config.ema < 1:
       raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
-    if config.wandb and not importlib.util.find_spec('wandb'):
+    # Of a run that is there (`info`), to look at it needs no W&B.
+    if config.wandb and not info and not importlib.util.find_spec('wandb'):
       raise UserError(
         f'config.wandb = {config.wandb!r} needs Weights & Biases: '
         "pip install 'vit_jax[wandb]'."

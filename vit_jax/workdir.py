@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import time
@@ -53,6 +54,14 @@ def read_json(path: Path) -> Any:
     return None
   except ValueError as error:
     raise UserError(f'{path} is damaged: {error}') from error
+
+
+def identity(path: Path) -> str:
+  """A word of its own for a folder, which it keeps when it is moved."""
+  file = path / '.id'
+  if not file.exists():
+    write_json(file, secrets.token_hex(8))
+  return file.read_text().strip()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a run says: metrics.jsonl, TensorBoard, W&B, and the terminal."""
 
-import hashlib
 import json
 import math
 import os
@@ -17,6 +16,9 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 from tensorboardX import SummaryWriter
+
+from vit_jax.errors import UserError
+from vit_jax.workdir import identity
 
 Metrics = Mapping[str, float]
 
@@ -37,16 +39,21 @@ def _open_wandb(workdir: Path, config: Mapping[str, Any]) -> Any:
   """A run of Weights & Biases, the same one for each start of this workdir."""
   import wandb
 
-  name = str(workdir.absolute())
-  run = wandb.init(
-    project=config['wandb'],
-    id=hashlib.sha256(name.encode()).hexdigest()[:16],
-    resume='allow',
-    name=workdir.absolute().name,
-    dir=name,
-    config=dict(config),
-    settings=wandb.Settings(console='off', silent=True),
-  )
+  try:
+    run = wandb.init(
+      project=config['wandb'],
+      id=identity(workdir),
+      resume='allow',
+      name=workdir.absolute().name,
+      dir=str(workdir.absolute()),
+      config=dict(config),
+      settings=wandb.Settings(console='off', silent=True),
+    )
+  except wandb.errors.Error as error:
+    raise UserError(
+      f'config.wandb = {config["wandb"]!r}: {error}. WANDB_MODE=offline needs '
+      "neither key nor network; config.wandb='' is without."
+    ) from error
   # By our step: its own counter never goes back, as a resumed run may.
   run.define_metric('*', step_metric='step')
   return run

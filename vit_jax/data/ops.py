@@ -16,13 +16,14 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from vit_jax.data import color, geometry, policies
 from vit_jax.data.context import Context
 from vit_jax.errors import UserError, check_choice
 from vit_jax.schema import coerce
 
-__all__ = ['OPS', 'Context', 'Pipeline', 'build', 'check']
+__all__ = ['OPS', 'Context', 'Pipeline', 'build', 'check', 'undo']
 
 OPS: dict[str, Callable] = {
   'decode': geometry.decode,
@@ -216,3 +217,16 @@ def check(field: str, pipeline: Pipeline, image, context: Context):
     raise UserError(
       f"{field}: the ops give {result.dtype}. End with 'range(-1, 1)'."
     )
+
+
+def undo(
+  texts: Sequence[str], images: Float[np.ndarray, '*n h w c']
+) -> UInt8[np.ndarray, '*n h w c']:
+  """The pictures that ops with a 'range' or a 'normalize' gave as floats."""
+  names = [_parse('ops', text)[0] for text in texts]
+  last = max(names.index(n) for n in ('range', 'normalize') if n in names)
+  affine = build('ops', texts[: last + 1], on_device=True).affine
+  assert affine is not None
+  scale, offset = affine
+  pixels = (images - offset) / scale
+  return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

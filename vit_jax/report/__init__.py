@@ -7,6 +7,7 @@ writes HTML and Markdown, and `diff.py` tells two runs apart.
 from collections.abc import Sequence
 from pathlib import Path
 
+from vit_jax.errors import check_output
 from vit_jax.report import page
 from vit_jax.report.runs import find
 
@@ -15,9 +16,11 @@ def run(paths: Sequence[Path], output: Path | None) -> tuple[str, Path]:
   """Writes the report; (its Markdown, where the HTML is).
 
   Raises:
-    UserError: there are no runs.
+    UserError: there are no runs, or the first folder cannot be written to.
   """
   runs = find(paths)
-  output = output or paths[0] / 'report.html'
+  if output is None:
+    output = paths[0] / 'report.html'
+    check_output('--output', output)
   title = ', '.join(path.absolute().name for path in paths)
   return page.write(title, runs, output), output

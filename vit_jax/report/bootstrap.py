@@ -19,6 +19,7 @@ class Comparison:
   high: float
   examples: int
   seeds: tuple[int, int]
+  percent: bool  # a share of the examples, told in points
 
   @property
   def beyond_noise(self) -> bool:
@@ -27,7 +28,7 @@ class Comparison:
 
 
 def paired_bootstrap(
-  one: np.ndarray, other: np.ndarray, seed: int = 0
+  one: np.ndarray, other: np.ndarray, seed: int = 0, percent: bool = True
 ) -> Comparison:
   """Of two arrays (seeds, examples), the same examples in both.
 
@@ -54,40 +55,42 @@ def paired_bootstrap(
     float(high),
     examples,
     (len(one), len(other)),
+    percent,
   )
 
 
 def _load(group: Group, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-  """(records, values (seeds, examples)), of runs that kept their examples."""
-  kept = []
-  for run in group.runs:
-    if run.state == 'finished' and run.predictions.exists():
+  """((2, examples) records and labels, (seeds, examples) values of a metric).
+
+  Of the runs that kept their examples, if those are the same ones.
+  """
+  which, values = [], []
+  for run in group.done:
+    if run.predictions.exists():
       with np.load(run.predictions) as file:
         if name not in file:
           return None
-        kept.append((file['record'], file['label'], file[name]))
-  if not kept:
+        which.append(np.stack((file['record'], file['label'])))
+        values.append(file[name])
+  if not which or not all(np.array_equal(w, which[0]) for w in which):
     return None
-  records, labels, _ = kept[0]
-  for r, y, _ in kept:
-    if not (np.array_equal(r, records) and np.array_equal(y, labels)):
-      return None
-  return labels, np.stack([v for *_, v in kept]).astype(np.float64)
+  return which[0], np.stack(values)
 
 
 def compare(one: Group, other: Group) -> Comparison | None:
   """None where the two were not evaluated on the same examples."""
-  metrics = {run.metric for g in (one, other) for run in g.runs}
+  metrics = {run.metric for g in (one, other) for run in g.done}
   if len(metrics) != 1:
     return None
   name = metrics.pop().rpartition('/')[2]
   found = [_load(group, name) for group in (one, other)]
   if any(f is None for f in found):
     return None
-  (labels, a), (others, b) = found
-  if not np.array_equal(labels, others):
+  (which, a), (others, b) = found
+  if not np.array_equal(which, others):
     return None
-  return paired_bootstrap(a, b)
+  kinds = a.astype(np.float64), b.astype(np.float64)
+  return paired_bootstrap(*kinds, percent=a.dtype == bool)
 
 
 def sentence(one: Group, other: Group, of: int) -> str:
@@ -106,10 +109,15 @@ def sentence(one: Group, other: Group, of: int) -> str:
     )
   a, b = result.seeds
   seeds = f' and {a} against {b} seeds' if max(a, b) > 1 else ''
+  scale, digits = (100, 2) if result.percent else (1, 4)
+  shown = [
+    f'{scale * value:+.{digits}f}'
+    for value in (result.difference, result.low, result.high)
+  ]
   interval = (
-    f'{100 * result.difference:+.2f} points, 95 % interval '
-    f'{100 * result.low:+.2f} to {100 * result.high:+.2f}, paired bootstrap '
-    f'over {result.examples:,} examples{seeds}'
+    f'{shown[0]}{" points" if result.percent else ""}, 95 % interval '
+    f'{shown[1]} to {shown[2]}, paired bootstrap over {result.examples:,} '
+    f'examples{seeds}'
   )
   names = (
     f'{one.name or one.runs[0].path} against {other.name or other.runs[0].path}'

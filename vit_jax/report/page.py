@@ -61,26 +61,29 @@ def _mean(values: Sequence[int | float]) -> float:
 def table(groups: Sequence[Group]) -> Rows:
   """A row a configuration, the head first."""
   fields = list(groups[0].values)
-  metric = next((r.metric for g in groups for r in g.runs if r.metric), '')
+  metrics = {r.metric: 0 for g in groups for r in g.runs if r.metric}
+  metric = ' or '.join(metrics)
   rows = [
     [f.rpartition('.')[2] for f in fields]
     + ['seeds', f'{metric}, last', '± sd', 'best', 'time', 'images/s']
     + ['parameters', 'FLOPs/image', 'open']
   ]
   for group in groups:
-    done = [r for r in group.runs if r.state == 'finished']
+    done = group.done
+    best = min if group.runs[0].least else max
+    left = sum(r.state != 'finished' for r in group.runs)
     rows.append(
       [show(group.values[f]) for f in fields]
       + [
         str(len(done)),
         _number(group.mean),
         _number(group.spread),
-        _number(max((r.best for r in done), default=math.nan)),
+        _number(best((r.best for r in done), default=math.nan)),
         _time(_mean([r.seconds for r in done])),
         _si(_mean([r.images_per_second for r in done])),
         _si(_mean([r.result.get('parameters', math.nan) for r in done])),
         _si(_mean([r.flops for r in group.runs])),
-        str(len(group.runs) - len(done) or ''),
+        str(left or ''),
       ]
     )
   if not any(row[-1] for row in rows[1:]):

@@ -23,11 +23,14 @@ class Found:
 
   Attributes:
     path: its workdir.
-    state: 'finished', 'failed', 'pruned', or where it is: 'step 40 of 100'.
+    state: 'finished', 'pruned', 'failed', 'not begun', or where it is: 'step
+      40 of 100', after 'failed' where it broke there.
     error: of a run of a sweep that failed.
     config: its fields, flat.
     lines: of metrics.jsonl.
-    metric: what it is judged by, as in 'eval/test/accuracy'.
+    metric: what it is judged by, as in 'eval/test/accuracy': a search's
+      objective, else the task's; '' of a run that has not begun.
+    least: whether less of it is better.
     flops: of the forward pass, an image.
     result: result.json, or {}.
     provenance: provenance.json, or {}.
@@ -39,6 +42,7 @@ class Found:
   config: dict[str, Any]
   lines: list[dict[str, Any]]
   metric: str
+  least: bool
   flops: int | float
   result: dict[str, Any]
   provenance: dict[str, Any]
@@ -57,7 +61,8 @@ class Found:
   @property
   def best(self) -> float:
     """The best value of what it is judged by."""
-    return max((v for _, v in self.values(self.metric)), default=math.nan)
+    best = min if self.least else max
+    return best((v for _, v in self.values(self.metric)), default=math.nan)
 
   @property
   def seconds(self) -> float:
@@ -76,11 +81,25 @@ class Found:
     return predictions(self.path, self.metric.split('/')[1])
 
 
+def _state(path: Path, lines, total: int, starts) -> tuple[str, str]:
+  """(where it is, what went wrong last)."""
+  result = workdir.read_json(path / 'result.json') or {}
+  sweep = workdir.read_json(path / 'sweep.json') or {}
+  if total and result.get('steps', 0) >= total:  # else it goes on, to a new end
+    return 'finished', ''
+  if sweep.get('pruned'):
+    return 'pruned', ''
+  where = f'step {lines[-1]["step"]} of {total}' if lines else ''
+  tries = sweep.get('tries')
+  if tries and not (starts and starts[-1]['time'] > tries[-1]['time']):
+    return ', '.join(filter(None, ('failed', where))), tries[-1]['error']
+  return where or 'not begun', ''
+
+
 def _read(path: Path) -> Found:
   saved = workdir.read_json(path / 'config.json')
   config = config_lib.resolve(saved)
   lines = read_metrics(path / 'metrics.jsonl')
-  result = workdir.read_json(path / 'result.json') or {}
   provenance = workdir.read_json(path / 'provenance.json') or {}
   sweep = workdir.read_json(path / 'sweep.json') or {}
   metric, cost, total = '', math.nan, 0
@@ -89,20 +108,20 @@ def _read(path: Path) -> Found:
     setup = Setup(config, info)
     total = setup.total
     metric = f'eval/{(setup.evaluations or ["test"])[0]}/{setup.task.best}'
+    metric = sweep.get('metric', metric)
     cost = sum(flops.forward(setup.model, info.size, info.channels).values())
-  tries = sweep.get('tries', [])
-  if result:
-    state = 'finished'
-  elif sweep.get('pruned'):
-    state = 'pruned'
-  elif lines:
-    state = f'step {lines[-1]["step"]} of {total}'
-  else:
-    state = 'failed' if tries else 'not begun'
-  error = tries[-1]['error'] if tries and state != 'finished' else ''
-  flat = config_lib.flat(config)
+  state, error = _state(path, lines, total, provenance.get('starts'))
   return Found(
-    path, state, error, flat, lines, metric, cost, result, provenance
+    path=path,
+    state=state,
+    error=error,
+    config=config_lib.flat(config),
+    lines=lines,
+    metric=metric,
+    least=sweep.get('least', False),
+    flops=cost,
+    result=workdir.read_json(path / 'result.json') or {},
+    provenance=provenance,
   )
 
 
@@ -112,7 +131,7 @@ def find(paths: Iterable[Path]) -> list[Found]:
   Raises:
     UserError: there is none in one of them.
   """
-  found = []
+  found: dict[Path, Found] = {}  # a run that is named twice is one
   for path in paths:
     if (path / 'config.json').exists():
       runs = [path]
@@ -121,8 +140,9 @@ def find(paths: Iterable[Path]) -> list[Found]:
     if not runs:
       what = 'holds no run' if path.is_dir() else 'no such folder'
       raise UserError(f'{path}: {what} (a folder with config.json).')
-    found += [_read(run) for run in runs]
-  return found
+    for run in runs:
+      found.setdefault(run.resolve(), _read(run))
+  return list(found.values())
 
 
 # How a run is computed and written says nothing of what it learns.
@@ -155,9 +175,17 @@ class Group:
     )
 
   @property
+  def done(self) -> list[Found]:
+    """Finished runs, one a seed: a second one of a seed is no other sample."""
+    finished = [r for r in self.runs if r.state == 'finished']
+    return list({r.config['seed']: r for r in reversed(finished)}.values())[
+      ::-1
+    ]
+
+  @property
   def scores(self) -> list[float]:
-    """Final values of finished runs."""
-    return [r.last(r.metric) for r in self.runs if r.state == 'finished']
+    """Final values, one a seed."""
+    return [r.last(r.metric) for r in self.done]
 
   @property
   def mean(self) -> float:
@@ -169,6 +197,12 @@ class Group:
     """Standard deviation over the seeds; nan for fewer than two."""
     return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
 
+  @property
+  def rank(self) -> float:
+    """The higher the better; what has not finished is last."""
+    mean = -self.mean if self.runs[0].least else self.mean
+    return -math.inf if math.isnan(mean) else mean
+
 
 def grouped(runs: Sequence[Found]) -> list[Group]:
   """The best first; what has not finished last."""
@@ -176,9 +210,7 @@ def grouped(runs: Sequence[Found]) -> list[Group]:
   for run in runs:
     values = {name: run.config.get(name) for name in fields}
     groups.setdefault(repr(values), Group(values, [])).runs.append(run)
-  return sorted(
-    groups.values(), key=lambda g: -math.inf if math.isnan(g.mean) else g.mean
-  )[::-1]
+  return sorted(groups.values(), key=lambda g: g.rank, reverse=True)
 
 
 def show(value: Any) -> str:

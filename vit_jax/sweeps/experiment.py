@@ -14,13 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import finetune
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError, check_choice
 from vit_jax.setup import Setup
-from vit_jax.sweeps.points import Point, Search
+from vit_jax.sweeps.points import Point, Search, plain
 from vit_jax.workdir import DataInfo
 
 Overrides = Sequence[tuple[str, str]]
@@ -36,6 +35,7 @@ class Planned:
     config: complete.
     total: its steps.
     metric: the objective's flat name.
+    least: whether less of it is better.
   """
 
   name: str
@@ -43,6 +43,7 @@ class Planned:
   config: ml_collections.FrozenConfigDict
   total: int
   metric: str
+  least: bool = False
 
 
 def _text(value: Any) -> str:
@@ -145,11 +146,7 @@ class Experiment:
         'points, as grid(...), zipped(...), product(...) and sample(...) do, '
         'or a Search.'
       )
-    points = [
-      # NumPy's numbers, as of linspace, print as calls.
-      {k: v.item() if isinstance(v, np.generic) else v for k, v in p.items()}
-      for p in points
-    ]
+    points = [{k: plain(v) for k, v in p.items()} for p in points]
     names = [run_name(point) for point in points]
     for name in names:
       if names.count(name) > 1:
@@ -184,19 +181,18 @@ class Experiment:
       config,
       setup.total,
       self._metric(setup),
+      bool(self.search and self.search.direction == 'minimize'),
     )
 
   def _metric(self, setup: Setup) -> str:
-    known = [f'eval/{name}/' for name in setup.evaluations]
-    wanted = self.search.objective if self.search else ''
-    if not known:
+    splits = setup.evaluations
+    if not splits:
       raise UserError(f'{self.path}: its CONFIG evaluates nothing.')
-    if wanted and not wanted.startswith((*known, 'train/')):
-      raise UserError(
-        f'{self.path}: objective = {wanted!r} is no metric of this config.'
-        + did_you_mean(wanted, [f'{k}{setup.task.best}' for k in known])
-      )
-    return wanted or f'{known[0]}{setup.task.best}'
+    wanted = self.search.objective if self.search else ''
+    if wanted:
+      known = [f'eval/{s}/{m}' for s in splits for m in setup.task.metrics]
+      check_choice(f'{self.path}: objective', wanted, known)
+    return wanted or f'eval/{splits[0]}/{setup.task.best}'
 
   def plans(self) -> Iterator[Planned]:
     """Every run; of a search, the ends of its space, which stand for all."""

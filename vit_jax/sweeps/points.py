@@ -8,13 +8,18 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, check_choice
 
 Point = dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+  """A number of NumPy's as Python's, which prints as itself."""
+  return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Range:
   log: bool = False
 
   def __post_init__(self):
+    for name in ('low', 'high'):
+      object.__setattr__(self, name, plain(getattr(self, name)))
     if not self.low <= self.high or (self.log and self.low <= 0):
       raise UserError(f'{self}: low <= high, and above 0 for log=True.')
 
@@ -66,7 +73,7 @@ class Choice:
   values: tuple[Any, ...]
 
   def __init__(self, *values: Any):
-    object.__setattr__(self, 'values', values)
+    object.__setattr__(self, 'values', tuple(map(plain, values)))
     if not values:
       raise UserError('Choice(): of which values?')
 
@@ -98,19 +105,39 @@ class Search:
     rung: the evaluation, from 1, after which the first are pruned; the next
       rungs are `reduction` times as late each.
     reduction: of ASHA, at least 2.
-    seed: of the sampler. With several jobs what is tried depends on which
-      trial ends first, so only with one is it the same again.
+    seed: of the sampler, which gives each trial its own. With several jobs
+      what TPE tries depends on which trial ends first.
   """
 
-  space: Space
+  space: Mapping[str, Any]  # a Space, checked in words below
   trials: int
   objective: str = ''
-  direction: Literal['maximize', 'minimize'] = 'maximize'
-  sampler: Literal['tpe', 'random'] = 'tpe'
-  pruner: Literal['asha', 'none'] = 'asha'
+  direction: str = 'maximize'
+  sampler: str = 'tpe'
+  pruner: str = 'asha'
   rung: int = 1
   reduction: int = 3
   seed: int = 0
+
+  def __post_init__(self):
+    for name, choices in (
+      ('direction', ('maximize', 'minimize')),
+      ('sampler', ('tpe', 'random')),
+      ('pruner', ('asha', 'none')),
+    ):
+      check_choice(f'Search: {name}', getattr(self, name), choices)
+    for name, least in (('trials', 1), ('rung', 1), ('reduction', 2)):
+      if getattr(self, name) < least:
+        raise UserError(
+          f'Search: {name} = {getattr(self, name)}: at least {least}.'
+        )
+    if not (isinstance(self.space, Mapping) and self.space):
+      raise UserError(f'Search: space = {self.space!r:.80}: {{field: Range}}.')
+    for name, where in self.space.items():
+      if not isinstance(where, Range | Choice):
+        raise UserError(
+          f'Search: {name} = {where!r:.80}: a Range(...) or a Choice(...).'
+        )
 
 
 def grid(values: Mapping[str, Iterable[Any]]) -> list[Point]:
@@ -146,12 +173,22 @@ def product(*lists: Iterable[Point]) -> list[Point]:
 
 
 def sample(space: Space, count: int, seed: int = 0) -> list[Point]:
-  """`count` points at random; the same for a seed, more if count grows."""
-  rng = np.random.default_rng(seed)
-  return [
-    {name: where.draw(rng) for name, where in space.items()}
-    for _ in range(count)
-  ]
+  """`count` points at random, no two alike; more of the same if count grows.
+
+  Raises:
+    UserError: there are not so many.
+  """
+  rng, points = np.random.default_rng(seed), []
+  for _ in range(100 * count):
+    point = {name: where.draw(rng) for name, where in space.items()}
+    if point not in points:
+      points.append(point)
+    if len(points) == count:
+      return points
+  raise UserError(
+    f'sample: {count} points of a space with about {len(points)}; grid() has '
+    'them all.'
+  )
 
 
 def _listed(name: str, values: Any) -> Iterable[Any]:

@@ -70,6 +70,9 @@ class Run:
     """Its lock, if nobody has it and there is something left to do.
 
     Then there is config.json in its folder, to train by.
+
+    Raises:
+      UserError: the folder holds a run of another config.
     """
     if self.settled:
       return None
@@ -79,6 +82,8 @@ class Run:
       lock.close()
       return None
     if lock:
+      self.check()
+      self._write(self.record)
       text = config_lib.to_json(self.planned.config)
       workdir.write_json(self.path / 'config.json', text)
     return lock
@@ -86,8 +91,17 @@ class Run:
   @property
   def record(self) -> dict[str, Any]:
     """sweep.json: the point, what broke, and why no more is to be done."""
+    planned = self.planned
     saved = workdir.read_json(self.path / 'sweep.json') or {}
-    return {'point': self.planned.point, 'tries': [], 'pruned': 0} | saved
+    return (
+      {'tries': [], 'pruned': 0}
+      | saved
+      | {
+        'point': planned.point,
+        'metric': planned.metric,
+        'least': planned.least,
+      }
+    )
 
   def broke(self, code: int, error: str):
     """Notes that it ended with an exit code other than 0 and 75."""

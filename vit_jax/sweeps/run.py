@@ -24,6 +24,8 @@ FINISHED, INTERRUPTED = 0, 75
 class Points:
   """Runs of points that are all known before the first one starts."""
 
+  impossible = 0  # points that no run can have
+
   def __init__(self, experiment: Experiment, folder: Path, retries: int):
     plans = list(experiment.plans())
     self.runs = [Run(planned, folder, retries) for planned in plans]
@@ -39,6 +41,10 @@ class Points:
   def settle(self, run: Run):
     """Tells how a run ended."""
 
+  def news(self) -> Iterator[str]:
+    """What to say that is of no run."""
+    return iter(())
+
 
 class Trials:
   """Runs that a search makes up as it goes."""
@@ -51,7 +57,8 @@ class Trials:
     assert experiment.search
     list(experiment.plans())  # the ends of the space: a mistake is told now
     self._experiment, self._folder = experiment, folder
-    self._retries, self._search = retries, experiment.search
+    self._retries = retries
+    self.impossible = 0
     self._study = Study(
       experiment.search, experiment.path.stem, folder, storage
     )
@@ -59,26 +66,41 @@ class Trials:
     self.runs: list[Run] = []
     self._adopt()
 
-  def _add(self, number: int, point: Any):
-    planned = self._experiment.plan(point, number)
+  def _add(self, number: int, point: Any) -> bool:
+    """Its run; False if the ends of the space were possible, but not this."""
+    try:
+      planned = self._experiment.plan(point, number)
+    except UserError as error:
+      if list(self._folder.glob(f'{number:04}-*/config.json')):
+        raise  # it was possible: CONFIG has changed
+      self._study.refuse(number, str(error))
+      return False
+    run = Run(planned, self._folder, self._retries)
+    run.check()
     self._numbers[planned.name] = number
-    self.runs.append(Run(planned, self._folder, self._retries))
+    self.runs.append(run)
+    return True
 
   def _adopt(self):
     """Trials that this or another sweep began."""
     known = set(self._numbers.values())
-    for number, point, _ in self._study.trials():
+    for number, point in self._study.trials():
       if number not in known:
         self._add(number, point)
 
   def more(self) -> bool:
     """Asks for one more trial, unless there are as many as wanted."""
-    with queue.held(self._folder / '.ask'):  # the count, and the adding
-      self._adopt()
-      asked = self._study.ask()
-    if asked:
-      self._add(*asked)
-    return bool(asked)
+    self._adopt()
+    while asked := self._study.ask():
+      if self._add(*asked):
+        return True
+    return False
+
+  def news(self) -> Iterator[str]:
+    """What to say that is of no run."""
+    errors = self._study.impossible()
+    yield from (f'impossible: {error}' for error in errors[self.impossible :])
+    self.impossible = len(errors)
 
   def look(self, run: Run) -> bool:
     """Reports its evaluations; whether a rung of ASHA ends it."""
@@ -157,7 +179,7 @@ class _Loop:
       del self.processes[job]
 
   def stop(self):
-    """Asks all to save, and waits for them."""
+    """Asks all that run to save, and waits for them."""
     for process in self.processes.values():
       process.ask_to_stop()
     while any(p.ended() is None for p in self.processes.values()):
@@ -176,11 +198,14 @@ def _work(loop: _Loop, stop: Stop) -> int:
         )
         return INTERRUPTED
       loop.start()
+      for line in loop.source.news():
+        loop.table.say(line)
       if not loop.processes and not list(loop.open()):
         return FINISHED
-      loop.table.show(loop.source.runs)
+      loop.table.show(loop.source.runs, loop.source.impossible)
       time.sleep(_LOOK)
   finally:
+    loop.stop()  # also if something here is wrong: it is not the runs' fault
     for process in loop.processes.values():
       process.close()
 
@@ -215,6 +240,9 @@ def check(args: argparse.Namespace, overrides: Overrides):
   queue.check_folder(args.workdir)
   given = (experiment, args.workdir, args.retries)
   if experiment.search:
+    from vit_jax.sweeps.study import storage_of
+
+    args.storage = args.storage or storage_of(args.workdir, args.launch)
     return experiment, Trials(*given, args.storage)
   source = Points(*given)
   for one in source.runs:
@@ -244,7 +272,7 @@ def run(args: argparse.Namespace, overrides: Overrides, stop: Stop) -> int:
   loop = _Loop(source, args.jobs, table)
   with table:
     code = _work(loop, stop)
-  table.show(source.runs, last=True)
+  table.show(source.runs, source.impossible, last=True)
   failed = [r for r in source.runs if r.settled == queue.FAILED]
   if code == FINISHED and failed:
     raise UserError(

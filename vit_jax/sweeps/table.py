@@ -1,6 +1,7 @@
 """What a sweep shows: a live table on a terminal, elsewhere lines."""
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from vit_jax.sweeps import queue
-from vit_jax.sweeps.experiment import Experiment
+from vit_jax.sweeps.experiment import Experiment, run_name
 from vit_jax.sweeps.queue import Run
 
 _EVERY = 30.0  # seconds between lines of progress
@@ -27,6 +28,7 @@ class Table:
     self._console = Console(highlight=False, soft_wrap=True)
     self._live: Live | None = None
     self._began, self._last = time.monotonic(), time.monotonic()
+    self._before: dict[str, float] = {}  # what of each was done when it began
     self._title = experiment.question or experiment.path.stem
 
   def __enter__(self):
@@ -68,22 +70,37 @@ class Table:
       return math.nan
     return min(finite) if self._least else max(finite)
 
-  def _summary(self, runs: Sequence[Run], states: dict[str, str]) -> str:
+  def _best(self, runs: Sequence[Run], states: dict[str, str]) -> str:
+    """'best 0.9861 by lr=0.001'; of several seeds, their mean and spread."""
+    finals: dict[str, list[float]] = {}
+    names = {}
+    for run in runs:
+      values = run.progress()[1]
+      if states[run.planned.name] == queue.FINISHED and values:
+        point = dict(run.planned.point)
+        if len(point) > 1 and not self._trials:
+          point.pop('seed', None)
+        finals.setdefault(repr(point), []).append(values[-1])
+        names[repr(point)] = run.planned.name, run_name(point)
+    means = {key: statistics.fmean(values) for key, values in finals.items()}
+    best = self._best_of(list(means.values()))
+    key = next((k for k, v in means.items() if v == best), None)
+    if key is None:
+      return ''
+    alone, together = names[key]
+    if len(finals[key]) == 1:
+      return f'; best {best:.4f} by {alone}'
+    spread = f'{statistics.stdev(finals[key]):.4f}, {len(finals[key])} seeds'
+    return f'; best {best:.4f} \N{PLUS-MINUS SIGN} {spread} by {together}'
+
+  def _summary(self, runs, states: dict[str, str], impossible: int, total: int):
     """'7 of 12 finished, 2 running, 1 failed; best ...; ETA 3:20'."""
     count = list(states.values()).count
-    total = max(len(runs), self._trials)
     parts = [f'{count(queue.FINISHED)} of {total} finished']
     for state in (queue.PRUNED, queue.FAILED, queue.RUNNING):
       parts += [f'{count(state)} {state}'] if count(state) else []
-    text = ', '.join(parts)
-    finals = {
-      r.planned.name: r.progress()[1][-1]
-      for r in runs
-      if states[r.planned.name] == queue.FINISHED and r.progress()[1]
-    }
-    best = self._best_of(list(finals.values()))
-    name = next((n for n, v in finals.items() if v == best), '')
-    text += f'; best {best:.4f} by {name}' if name else ''
+    parts += [f'{impossible} impossible'] if impossible else []
+    text = ', '.join(parts) + self._best(runs, states)
     left = self._seconds_left(runs, states, total)
     if left:
       minutes, seconds = divmod(round(left), 60)
@@ -91,14 +108,14 @@ class Table:
     return text
 
   def _seconds_left(self, runs, states, total: int) -> float:
-    """By the steps that were done a second in finished and running runs."""
+    """By what the runs did since this sweep began."""
     done = {r.planned.name: self._fraction(r, states) for r in runs}
     rate = self._rate(runs, states)
     left = total - sum(done.values())
     return left / rate if rate else 0.0
 
   def _fraction(self, run: Run, states) -> float:
-    if states[run.planned.name] in queue.SETTLED:
+    if states.get(run.planned.name) in queue.SETTLED:
       return 1.0
     return min(1.0, run.progress()[0] / run.planned.total)
 
@@ -109,17 +126,32 @@ class Table:
     ]
     if seconds:
       return self._jobs * len(seconds) / max(sum(seconds), 1e-3)
-    running = [r for r in runs if states[r.planned.name] == queue.RUNNING]
     passed = time.monotonic() - self._began
-    return sum(self._fraction(r, states) for r in running) / max(passed, 1e-3)
+    done = sum(
+      self._fraction(r, states) - self._before.get(r.planned.name, 0.0)
+      for r in runs
+      if states[r.planned.name] == queue.RUNNING
+    )
+    return done / max(passed, 1e-3)
 
-  def show(self, runs: Sequence[Run], last: bool = False):
-    """Where the runs are; `last`: the whole table, to stay."""
+  def show(self, runs: Sequence[Run], impossible: int, last: bool = False):
+    """Where the runs are.
+
+    Args:
+      runs: those that are known.
+      impossible: how many points of a search can be no run.
+      last: the whole table, to stay.
+    """
+    for run in runs:
+      if run.planned.name not in self._before:
+        self._before[run.planned.name] = self._fraction(run, {})
     if not (last or self._live) and time.monotonic() - self._last < _EVERY:
       return
     self._last = time.monotonic()
     states = {r.planned.name: r.state for r in runs}
-    summary = self._summary(runs, states)
+    asked = 0 if last else self._trials - impossible  # a search may end early
+    total = max(len(runs), asked)
+    summary = self._summary(runs, states, impossible, total)
     if last:
       self._console.print(self._table(runs, states, len(runs)))
       self.say(summary)

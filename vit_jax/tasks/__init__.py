@@ -21,6 +21,7 @@ Apply = Callable[..., Any]  # (params, images, key=None, capture=()) -> outputs
 class Task(Protocol):
   """An objective. All sums: the step divides once, over the global batch."""
 
+  metrics: tuple[str, ...]  # that `evaluate` gives
   best: str  # the metric, higher is better, that picks the best checkpoint
 
   def augment(self, batch: Batch, key: jax.Array) -> Batch:

@@ -49,6 +49,7 @@ def cross_entropy(
 class Classification:
   """The task of telling which of `classes` an image shows."""
 
+  metrics = ('accuracy', 'top5', 'loss')
   best = 'accuracy'
 
   def __init__(

@@ -13,16 +13,17 @@ _ROWS, _COLUMNS = 8, 16  # of layers and heads shown
 
 
 def to_patches(
-  attention: Maps, prefix: int, grid: tuple[int, int]
+  attention: Maps, prefix: int, cls: bool, grid: tuple[int, int]
 ) -> Float[np.ndarray, 'L H gh gw']:
-  """From the first token to the patches; without one, from the mean of all.
+  """From CLS to the patches; without one, from the mean of the patches.
 
   Args:
     attention: of an image.
-    prefix: tokens before the patches; the first one is CLS.
+    prefix: tokens before the patches.
+    cls: whether the first of them is CLS.
     grid: patches down and across.
   """
-  rows = attention[:, :, 0] if prefix else attention.mean(2)
+  rows = attention[:, :, 0] if cls else attention[:, :, prefix:].mean(2)
   return rows[..., prefix:].reshape(*attention.shape[:2], *grid)
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from vit_jax import predict
+from vit_jax.data import ops
 from vit_jax.models.patches import grid as grid_of
 from vit_jax.setup import Setup
 from vit_jax.viz import attention, features, filters
@@ -52,6 +53,7 @@ class Inside:
     tokens: (L, N, D) each, after every block.
     attention: (L, H, N, N) each.
     prefix: tokens before the patches.
+    cls: whether the first of them is CLS.
     grid: patches down and across.
     patch: side of a patch in pixels.
   """
@@ -66,8 +68,10 @@ class Inside:
     model: Any = setup.model
     self.model, self.params, self.channels = model, params, setup.info.channels
     self.patch, self.prefix = model.patch, model.prefix
+    self.cls = 'cls' in model.special
     self.grid = grid_of(setup.info.size, model.patch)
-    self.pictures = [_unit(image) for image in images]
+    texts = setup.config.data.test.ops
+    self.pictures = [ops.undo(texts, image) / 255.0 for image in images]
     self.tokens: list[np.ndarray] = []
     self.attention: list[np.ndarray] = []
 
@@ -85,11 +89,11 @@ class Inside:
     """Attention of a picture by layer and head, and its rollout."""
     maps = self.attention[number]
     rolled = attention.rollout(maps)
-    row = rolled[0] if self.prefix else rolled.mean(0)
+    given = (self.prefix, self.cls, self.grid)
     return attention.draw_heads(
       self.pictures[number],
-      attention.to_patches(maps, self.prefix, self.grid),
-      row[self.prefix :].reshape(self.grid),
+      attention.to_patches(maps, *given),
+      attention.to_patches(rolled[None, None], *given)[0, 0],
     )
 
   def distances(self) -> Figure:
@@ -130,12 +134,6 @@ class Inside:
       figure = getattr(self, kind)()
       if figure is not None:
         yield kind, kind, figure
-
-
-def _unit(image: np.ndarray) -> Float[np.ndarray, 'h w c']:
-  """Its values from 0 to 1, whatever range the model takes."""
-  low, high = image.min(), image.max()
-  return (image - low) / max(high - low, 1e-12)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
