@@ -1,6 +1,8 @@
 """Data: digits, splits, the order, batches, augmentation, ops."""
 
 import dataclasses
+import os
+import sys
 import threading
 import time
 
@@ -436,6 +438,19 @@ def test_a_loop_that_stops_early_leaves_no_thread():
   assert threads()
   batches.close()
   assert not threads()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='niceness of threads')
+def test_on_a_cpu_the_step_has_the_cores_first():
+  batches = make(workers=2).train(0, 10**6)
+  next(batches)
+  niceness = {
+    t.name.partition('_')[0]: os.getpriority(os.PRIO_PROCESS, t.native_id)
+    for t in threading.enumerate()
+  }
+  batches.close()
+  assert niceness['loader'] == niceness['loader-batch'] == 19
+  assert niceness['MainThread'] == os.getpriority(os.PRIO_PROCESS, 0) < 19
 
 
 def test_loading_ahead_is_bounded():

@@ -6,6 +6,7 @@ on the arguments, not on the picture.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import cv2
@@ -170,8 +171,7 @@ def flip(image, context: Context):
 
 def warp(
   image,
-  matrix: np.ndarray,
-  offset: np.ndarray,
+  matrix: Sequence[Sequence[float]],
   interpolation: int = cv2.INTER_LINEAR,
   border: int = cv2.BORDER_CONSTANT,
   fill: int = 128,
@@ -180,15 +180,14 @@ def warp(
 
   Args:
     image: (h, w, c).
-    matrix: (2, 2), from where a pixel (x, y) is to where it is taken from.
-    offset: (x, y) in pixels, added.
+    matrix: (2, 3), from where a pixel (x, y, 1) is to where it is taken from.
     interpolation: OpenCV's constant.
     border: likewise.
     fill: grey level of what lies outside, if the border is constant.
   """
   result = cv2.warpAffine(
     image,
-    np.column_stack([matrix, offset]),
+    np.array(matrix, np.float64),
     image.shape[1::-1],
     flags=interpolation | cv2.WARP_INVERSE_MAP,
     borderMode=border,
@@ -219,18 +218,21 @@ def affine(
     border: what lies outside of the picture.
     probability: how often it is applied at all.
   """
+  # Of small pictures these few numbers are most of the time: no arrays here.
   h, w = image.shape[:2]
-  u = context.rng.uniform(-1, 1, 6)
+  turn, u1, u2, u3, u4, u5 = context.rng.uniform(-1, 1, 6).tolist()
   if context.rng.random() >= probability:
     return image
-  angle = math.radians(rotate * u[0])
+  angle = math.radians(rotate * turn)
   cos, sin = math.cos(angle), math.sin(angle)
-  turn = np.array([[cos, -sin], [sin, cos]])
-  skew = np.array([[1 + scale * u[1], shear * u[2]], [0, 1 + scale * u[3]]])
-  matrix = turn @ skew
-  centre = np.array([(w - 1) / 2, (h - 1) / 2])
-  offset = centre - matrix @ centre + shift * u[4:] * (w, h)
-  return warp(image, matrix, offset, cv2.INTER_CUBIC, _BORDERS[border], 0)
+  a, b, d = 1 + scale * u1, shear * u2, 1 + scale * u3
+  p, q, r, s = cos * a, cos * b - sin * d, sin * a, sin * b + cos * d
+  x, y = (w - 1) / 2, (h - 1) / 2  # stays where it is, but for the shift
+  matrix = (
+    (p, q, x - (p * x + q * y) + shift * u4 * w),
+    (r, s, y - (r * x + s * y) + shift * u5 * h),
+  )
+  return warp(image, matrix, cv2.INTER_CUBIC, _BORDERS[border], 0)
 
 
 def elastic(

@@ -4,11 +4,8 @@ The batch of step t is a function of (seed, t): nothing is carried from one to
 the next, so a resumed run asks for step t and has it, on any layout.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import functools
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from vit_jax.data import ops
+from vit_jax.data import host, ops
 from vit_jax.data.order import hash64, mixture_at
 from vit_jax.data.sources import Source
 from vit_jax.errors import BadRecord
@@ -33,27 +30,6 @@ _AUGMENT = 0x617567  # keeps its random numbers apart from the order's
 
 # Examples that a thread loads at a time, and batches that are loaded ahead.
 _CHUNK, _AHEAD = 16, 2
-
-
-@functools.cache
-def _keep_pages():
-  """Freed arrays stay with the process, where the C library is glibc.
-
-  A batch of 224x224 is beyond its limit for going back to the system at once,
-  and fetching fresh pages for the next one takes longer than filling them.
-  """
-  with contextlib.suppress(AttributeError, OSError):
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """At an address from which a CPU, as a device, takes it without a copy."""
-  size = math.prod(shape) * dtype.itemsize
-  memory = np.empty(size + 64, np.uint8)
-  start = -memory.ctypes.data % 64
-  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 @functools.partial(jax.jit, static_argnames='sharding')
@@ -167,7 +143,7 @@ class Loader:
     rows = self._rows()
     image = (*self.size, self.channels)
     local = {
-      'image': _empty((len(rows), *image), self.pipeline.dtype),
+      'image': host.empty((len(rows), *image), self.pipeline.dtype),
       'label': np.zeros(len(rows), np.int32),
       'mask': np.zeros(len(rows), np.float32),
     }
@@ -245,13 +221,17 @@ class Loader:
     return self._ahead(self._evaluate, 0, batches)
 
   def _ahead(self, load: Callable[[int, Run], Batch], start: int, stop: int):
-    _keep_pages()
+    host.keep_pages()
     if not self.workers:
       for t in range(start, stop):
         yield self._finish(load(t, map))
       return
-    workers = ThreadPoolExecutor(self.workers, 'loader')
-    batches = ThreadPoolExecutor(_AHEAD, 'loader-batch')
+    cpu = next(iter(self.sharding.device_set)).platform == 'cpu'
+    pool = functools.partial(
+      ThreadPoolExecutor, initializer=host.yield_cores if cpu else None
+    )
+    workers = pool(self.workers, 'loader')
+    batches = pool(_AHEAD, 'loader-batch')
     try:
       queue = deque(
         batches.submit(load, t, workers.map)

@@ -16,34 +16,36 @@ from vit_jax.data.context import (
 )
 from vit_jax.data.geometry import warp
 
-_CORNER = np.array([-0.5, -0.5])  # where the first pixel begins
+_CORNER = -0.5  # x and y of where the first pixel begins
 
 
-def _about(image, matrix, point):
-  return warp(image, matrix, point - matrix @ point)
+def _about(image, p: float, q: float, r: float, s: float, x: float, y: float):
+  """By the matrix ((p, q), (r, s)), which leaves (x, y) where it is."""
+  matrix = (p, q, x - (p * x + q * y)), (r, s, y - (r * x + s * y))
+  return warp(image, matrix)
 
 
 def rotate(image, degrees: float):
   """About the centre, counter-clockwise."""
   cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-  centre = np.array([image.shape[1] - 1, image.shape[0] - 1]) / 2
-  return _about(image, np.array([[cos, -sin], [sin, cos]]), centre)
+  h, w = image.shape[:2]
+  return _about(image, cos, -sin, sin, cos, (w - 1) / 2, (h - 1) / 2)
 
 
 def shear_x(image, tangent: float):
   """Rows moved left, the lower the more."""
-  return _about(image, np.array([[1, tangent], [0, 1]]), _CORNER)
+  return _about(image, 1.0, tangent, 0.0, 1.0, _CORNER, _CORNER)
 
 
 def shear_y(image, tangent: float):
   """Columns moved up, the further right the more."""
-  return _about(image, np.array([[1, 0], [tangent, 1]]), _CORNER)
+  return _about(image, 1.0, 0.0, tangent, 1.0, _CORNER, _CORNER)
 
 
 def translate(image, x: float, y: float):
   """Left and up, by parts of the width and the height."""
   h, w = image.shape[:2]
-  return warp(image, np.eye(2), np.array([x * w, y * h]))
+  return warp(image, ((1.0, 0.0, float(x * w)), (0.0, 1.0, float(y * h))))
 
 
 def cutout(image, part: float, place: np.ndarray):
