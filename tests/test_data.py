@@ -490,7 +490,7 @@ def apply(texts, image, **kwargs):
   [
     ('flop', "ops: op = 'flop' is unknown. Did you mean 'flip'? Choices: dec"),
     ('', "'' is not an op. Write"),
-    ('affine(', "'affine(' is not an op. Write 'flip' or 'affine(10, 0.1)'"),
+    ('affine(', "'affine(' is not an op. Write 'name' or 'name(10, 0.1)'"),
     ('affine(x)', "'affine(x)' is not an op"),
     ('a.b(1)', "'a.b(1)' is not an op"),
     ('flip flip', "'flip flip' is not an op"),

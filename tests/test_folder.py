@@ -460,7 +460,11 @@ def test_too_many_pixels(tmp_path, monkeypatch):
       'test',
       "split 'test': no pictures in {0}/test.",
     ),
-    (many('', 9), 'val', "split 'val': {0} has no folder 'val', only test, tr"),
+    (
+      many('', 9),
+      'val',
+      "split 'val': {0} has no folder 'val', only all, test, tr",
+    ),
     (many('train/', 2) | many('val/', 2), 'tset', "no folder 'tset', only tes"),
     (
       many('train/', 2) | many('test/', 2),

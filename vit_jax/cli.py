@@ -181,17 +181,25 @@ def _inspect(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
   import json
 
-  from vit_jax import evaluate
+  from vit_jax import evaluate, evaluators
 
+  calls = evaluators.split_calls(args.evaluators)
+  evaluators.check('--evaluators', calls)
   setup, params, source = _open(args)
-  keep = args.keep
-  result = source | evaluate.run(setup, params, split=args.split, keep=keep)
+  result = source | evaluate.run(
+    setup,
+    params,
+    split=args.split,
+    keep=args.keep,
+    evaluators=calls,
+    pictures=args.pictures,
+  )
   if args.json:
     print(json.dumps(result))
   else:
     for name, value in result.items():
       text = f'{value:.4f}' if isinstance(value, float) else value
-      print(f'{name:10} {text}')
+      print(f'{name:18} {text}')
   return 0
 
 
@@ -298,10 +306,11 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
     return 0
   if overrides and args.command not in _CONFIGURED:
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
-  for name in ('output', 'keep'):
+  for name in ('output', 'keep', 'pictures'):
     if path := getattr(args, name, None):
       suffix = '.html' if args.command == 'report' else ''
-      check_output(f'--{name}', path, args.command == 'viz', suffix)
+      folder = args.command == 'viz' or name == 'pictures'
+      check_output(f'--{name}', path, folder, suffix)
   args.overrides, args.stop = overrides, stop
   if args.command in ('train', 'sweep'):
     stop.catch()  # before slow imports

@@ -34,6 +34,7 @@ class Defaults:
   accumulate: int = 1  # micro-batches a step; the same update but for dropout
   ema: float = 0.0  # decay of the averaged parameters; 0: none
   eval_every: str = '5ep'
+  evaluators: tuple[str, ...] = ()  # after the last step: ('knn(20)', ...)
   save_every: str = '5ep'
   log_every: str = '10 steps'
   wandb: str = ''  # project of Weights & Biases to write to as well; '': none
@@ -54,6 +55,7 @@ RESUMABLE = (
   'mesh',
   'accumulate',
   'eval_every',
+  'evaluators',
   'save_every',
   'log_every',
   'wandb',

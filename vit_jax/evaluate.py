@@ -1,16 +1,18 @@
 """Evaluation of a split, within training and by itself."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from vit_jax import checkpoint, distributed
 from vit_jax import config as config_lib
 from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
+from vit_jax.evaluators import View, run_all
+from vit_jax.evaluators.view import collect
 from vit_jax.setup import Setup
 from vit_jax.workdir import read_data_info, read_json
 
@@ -25,12 +27,18 @@ def evaluate(
     keep: a file to write what each example has to: NumPy's .npz of `record`,
       its number in the split, `label`, `prediction`, and the metrics.
   """
-  sums, each = None, []
-  for batch in loader.evaluate():
+  sums = None
+
+  def step(batch):
+    nonlocal sums
     sums, values = setup.eval_step(params, batch, sums)
-    each += [values] if keep else []
+    return values
+
   if keep:
-    _write(keep, each)
+    _write(keep, collect(loader, step))
+  else:
+    for batch in loader.evaluate():
+      step(batch)
   pairs: dict[str, Any] = jax.device_get(sums) or {}
   if pairs and not next(iter(pairs.values()))[1]:
     raise UserError('no example of the split to evaluate can be read.')
@@ -46,17 +54,14 @@ def predictions(workdir: Path, split: str) -> Path:
   return workdir / 'predictions' / f'{split}.npz'
 
 
-def _write(path: Path, each: list[dict[str, jax.Array]]):
-  """Rows of mask 1, in the order of the split; by one process, whole."""
-  gathered = multihost_utils.process_allgather(each, tiled=True)
-  if not distributed.primary() or not gathered:
+def _write(path: Path, arrays: dict[str, np.ndarray]):
+  """By one process, whole."""
+  if not distributed.primary():
     return
-  arrays = {k: np.concatenate([g[k] for g in gathered]) for k in gathered[0]}
-  rows = np.flatnonzero(arrays.pop('mask'))
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}')
   with open(temporary, 'wb') as file:
-    np.savez(file, record=rows, **{k: v[rows] for k, v in arrays.items()})
+    np.savez(file, **arrays)
   temporary.replace(path)
 
 
@@ -95,7 +100,13 @@ def load_run(
 
 
 def run(
-  setup: Setup, params: Any, *, split: str = '', keep: Path | None = None
+  setup: Setup,
+  params: Any,
+  *,
+  split: str = '',
+  keep: Path | None = None,
+  evaluators: Sequence[str] = (),
+  pictures: Path | None = None,
 ) -> dict[str, Any]:
   """Evaluates parameters: {'split', and the metrics}.
 
@@ -105,8 +116,12 @@ def run(
     split: a group of config.data, or an expression such as 'train[1150:]',
       read with the ops of 'test'; '': the first evaluation of the config.
     keep: see `evaluate`.
+    evaluators: calls of evaluators.EVALUATORS.
+    pictures: a folder for what they draw.
   """
   name = split or (setup.evaluations or ['test'])[0]
   loader = setup.loader(name, setup.source(name))
   with jax.set_mesh(setup.mesh):
-    return {'split': name, **evaluate(setup, loader, params, keep)}
+    result = {'split': name, **evaluate(setup, loader, params, keep)}
+    view = View(setup, params, loader, pictures)
+    return result | run_all('--evaluators', evaluators, view)

@@ -103,6 +103,15 @@ def parser() -> argparse.ArgumentParser:
     metavar='FILE.npz',
     help='what each example has: its label, prediction, loss',
   )
+  evaluate.add_argument(
+    '--evaluators',
+    default='',
+    metavar="'NAME(...), ...'",
+    help='classification, knn, fewshot, linear_probe, real, on, imagenet_c',
+  )
+  evaluate.add_argument(
+    '--pictures', type=Path, metavar='DIR', help='for what evaluators draw'
+  )
   report = add('report', 'what runs reached, as a page')
   report.add_argument(
     'runs',

@@ -5,12 +5,12 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 from beartype.door import is_bearable
 
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError, check_choice, did_you_mean
 
 REQUIRED = inspect.Parameter.empty
 
@@ -112,3 +112,69 @@ def parse(path: str, text: str, hint: Any) -> Any:
   except (ValueError, SyntaxError):
     value = text
   return coerce(path, value, hint)
+
+
+def _argument(field: str, value: Any, hint: Any) -> Any:
+  """The value as the type says, within its limits."""
+  if typing.get_origin(hint) is not Annotated:
+    return coerce(field, value, hint)
+  hint, words, within = typing.get_args(hint)
+  value = coerce(field, value, hint)
+  if not within(value):
+    raise UserError(f'{field} = {value!r}: expected a number {words}.')
+  return value
+
+
+def _read_call(field: str, text: str, what: str) -> tuple[str, list, dict]:
+  """'affine(10, shear=0.2)' -> ('affine', [10], {'shear': 0.2})."""
+  try:
+    tree = ast.parse(text.strip(), mode='eval').body
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    if not isinstance(call.func, ast.Name):
+      raise ValueError
+    args = [ast.literal_eval(a) for a in call.args]
+    kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+  except (SyntaxError, ValueError):
+    raise UserError(
+      f"{field}: {text!r} is not an {what}. Write 'name' or 'name(10, 0.1)'."
+    ) from None
+  return call.func.id, args, kwargs
+
+
+def parse_call(
+  field: str,
+  text: str,
+  table: Mapping[str, Callable],
+  *,
+  given: int,
+  what: str,
+) -> tuple[str, dict[str, Any]]:
+  """A call in a config, 'affine(10, shear=0.2)', checked: (name, arguments).
+
+  Args:
+    field: the config field, for messages.
+    text: the call.
+    table: functions by name. An argument with limits is Annotated[type, words,
+      test].
+    given: how many arguments, from the first, are not the config's.
+    what: 'op', for messages.
+
+  Raises:
+    UserError: an unknown name, or arguments that it does not take.
+  """
+  name, args, kwargs = _read_call(field, text, what)
+  check_choice(f'{field}: {what}', name, table)
+  function = table[name]
+  hints = typing.get_type_hints(function, include_extras=True)
+  try:
+    bound = inspect.signature(function).bind(*[None] * given, *args, **kwargs)
+  except TypeError as error:
+    names = list(inspect.signature(function).parameters)[given:]
+    raise UserError(
+      f'{field}: {text!r}: {error}. Arguments: {", ".join(names) or "none"}.'
+    ) from None
+  bound.apply_defaults()
+  return name, {
+    key: _argument(f'{field}: {text!r}: {key}', value, hints[key])
+    for key, value in list(bound.arguments.items())[given:]
+  }

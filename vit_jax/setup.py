@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from absl import logging
 
-from vit_jax import durations, models, optim, sharding, tasks
+from vit_jax import durations, evaluators, models, optim, sharding, tasks
 from vit_jax import step as step_lib
 from vit_jax.data import (
   SOURCES,
@@ -123,6 +123,7 @@ class Setup:
       raise UserError(f'config.channels = {config.channels}: 0, 1 or 3.')
     for field in ('total', 'eval_every', 'save_every', 'log_every'):
       durations.parse(config[field], f'config.{field}')
+    evaluators.check('config.evaluators', config.evaluators)
     if info is None:
       self.train_source = self.source('train')
       info = self._info(self.train_source)

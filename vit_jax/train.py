@@ -9,23 +9,29 @@ import contextlib
 import functools
 import json
 import math
-import re
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
 
-from vit_jax import checkpoint, distributed, finetune, rollback, trees, workdir
+from vit_jax import (
+  checkpoint,
+  distributed,
+  finetune,
+  result,
+  rollback,
+  trees,
+  workdir,
+)
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, predictions
+from vit_jax.evaluators import View, run_all
 from vit_jax.log import Cadence, Log
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
-from vit_jax.viz.curves import draw_curves
-from vit_jax.writers import Terminal, Writers, read_metrics
+from vit_jax.writers import Terminal, Writers
 
 FINISHED, INTERRUPTED = 0, distributed.INTERRUPTED
 
@@ -36,47 +42,6 @@ def _best_before(setup: Setup, writers: Writers) -> float:
   name = f'eval/{setup.evaluations[0]}/{setup.task.best}'
   scores = [line[name] for line in writers.kept if line.get(name) is not None]
   return max(scores, default=-math.inf)
-
-
-def _finish(path: Path, setup: Setup, state: Any, seconds: float) -> dict:
-  lines = read_metrics(path / 'metrics.jsonl')
-  final, best = {}, {}
-  metric = f'/{setup.task.best}'
-  for line in lines:
-    final |= {k: v for k, v in line.items() if k != 'step'}
-    for name, value in line.items():
-      if re.fullmatch(f'eval/.*{metric}', name) and value is not None:
-        record = {'value': value, 'step': line['step']}
-        best[name] = max(
-          best.get(name, record), record, key=lambda r: r['value']
-        )
-  result = {
-    'metrics': final,
-    'best': best,
-    'steps': setup.total,
-    'seconds': round(seconds, 2),
-    'parameters': trees.count(state.params),
-    'parameters_sha256': trees.digest(state.params),
-  }
-  if distributed.primary():
-    draw_curves(lines, path / 'curves.png')
-    workdir.write_json(path / 'result.json', result)
-  return result
-
-
-def _report(path: Path, result: dict, terminal: Terminal):
-  shown = [
-    f'{name} {value:.4f}'
-    for name, value in result['metrics'].items()
-    if name.startswith('eval/') and isinstance(value, float)
-  ]
-  terminal.say(
-    f'finished {result["steps"]} steps in {result["seconds"]:.0f} s: '
-    + ', '.join(shown)
-  )
-  terminal.say(
-    f'curves: {path / "curves.png"}  all numbers: {path}/result.json'
-  )
 
 
 def run(
@@ -128,7 +93,7 @@ def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
   done = workdir.read_json(path / 'result.json')
   if done and done['steps'] >= setup.total:
     terminal = Terminal(setup.total, setup.total, distributed.primary())
-    _report(path, done, terminal)
+    result.report(path, done, terminal)
     terminal.close()
     return FINISHED
   sources = {name: setup.source(name) for name in setup.evaluations}
@@ -159,8 +124,14 @@ def _evaluate_all(setup, path, evaluations, state, step, writers, log) -> float:
   best = None
   for name, loader in evaluations.items():
     begun = time.perf_counter()
-    keep = predictions(path, name) if step == setup.total else None
+    last = step == setup.total
+    keep = predictions(path, name) if last else None
     metrics = evaluate(setup, loader, state.averaged, keep)
+    if last and best is None and setup.config.evaluators:
+      folder = path if distributed.primary() else None
+      view = View(setup, state.averaged, loader, folder)
+      calls = setup.config.evaluators
+      metrics |= run_all('config.evaluators', calls, view)
     line = {f'eval/{name}/{key}': value for key, value in metrics.items()}
     line[f'time/eval_{name}'] = time.perf_counter() - begun
     line['time/elapsed'] = log.elapsed
@@ -254,9 +225,9 @@ def _loop(
         return INTERRUPTED
     checkpoints.wait()
     writers.close()
-    result = _finish(path, setup, state, log.elapsed)
+    finished = result.finish(path, setup, evaluations, state, log.elapsed)
     terminal.close()
-    _report(path, result, terminal)
+    result.report(path, finished, terminal)
     return FINISHED
   finally:
     stream.close()

@@ -66,9 +66,10 @@ class Folder:
   `PATH/train/CLASS/*.{png,jpg,jpeg,webp}` and `PATH/test/CLASS/...` (or
   `val/`); without a test folder, `holdout` of the files, chosen by the hash of
   their names, are the split 'test'. `PATH/CLASS/...` without `train/` works
-  too. Labels are the sorted class folders of the training split; records are in
-  the order of their names' hashes, so that 'train[:90%]' is a fair sample. A
-  folder of which the decoded pixels fit `cache_mb` is decoded once, at first.
+  too, and has a split 'all'. Labels are the sorted class folders of the
+  training split; records are in the order of their names' hashes, so that
+  'train[:90%]' is a fair sample. A folder of which the decoded pixels fit
+  `cache_mb` is decoded once, at first.
 
   Attributes:
     broken: what is wrong with the files that were found damaged.
@@ -102,6 +103,8 @@ class Folder:
     for name in ('val', 'test'):  # the later one wins
       if train != path and (path / name).is_dir():
         folders['test'] = folders[name] = path / name
+    if train == path:
+      folders['all'] = path
     if base not in folders and base != 'test':
       raise UserError(
         f'split {split!r}: {path} has no folder {base!r}, only '
@@ -136,7 +139,7 @@ class Folder:
         raise UserError(
           f'{root / name}: no pictures ({", ".join(EXTENSIONS)}).'
         )
-      if 'test' not in folders:
+      if 'test' not in folders and base != 'all':
         limit = holdout * 2**64
         files = [f for f in files if (place_of(f) < limit) == (base == 'test')]
       self._items += [(file, label) for file in files]

@@ -8,11 +8,8 @@ the table; names, types and limits of arguments are checked when the pipeline is
 built, and it is tried on one example before the run starts.
 """
 
-import ast
-import inspect
-import typing
+import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -20,8 +17,8 @@ from jaxtyping import Float, UInt8
 
 from vit_jax.data import color, geometry, policies
 from vit_jax.data.context import Context
-from vit_jax.errors import UserError, check_choice
-from vit_jax.schema import coerce
+from vit_jax.errors import UserError
+from vit_jax.schema import parse_call
 
 __all__ = ['OPS', 'Context', 'Pipeline', 'build', 'check', 'undo']
 
@@ -48,52 +45,9 @@ OPS: dict[str, Callable] = {
 }
 
 
-def _parse(field: str, text: str) -> tuple[str, list, dict[str, Any]]:
-  """'affine(10, shear=0.2)' -> ('affine', [10], {'shear': 0.2})."""
-  try:
-    tree = ast.parse(text.strip(), mode='eval').body
-    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
-    if not isinstance(call.func, ast.Name):
-      raise ValueError
-    name = call.func.id
-    args = [ast.literal_eval(a) for a in call.args]
-    kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-  except (SyntaxError, ValueError):
-    raise UserError(
-      f"{field}: {text!r} is not an op. Write 'flip' or 'affine(10, 0.1)'."
-    ) from None
-  check_choice(f'{field}: op', name, OPS)
-  return name, args, kwargs
-
-
-def _argument(field: str, value: Any, hint: Any) -> Any:
-  """The value as the type says, within its limits."""
-  if typing.get_origin(hint) is not Annotated:
-    return coerce(field, value, hint)
-  hint, words, within = typing.get_args(hint)
-  value = coerce(field, value, hint)
-  if not within(value):
-    raise UserError(f'{field} = {value!r}: expected a number {words}.')
-  return value
-
-
 def _bind(field: str, text: str) -> Callable:
   """'affine(10, shear=0.2)' -> a function of (image, context)."""
-  name, args, kwargs = _parse(field, text)
-  function = OPS[name]
-  hints = typing.get_type_hints(function, include_extras=True)
-  try:
-    bound = inspect.signature(function).bind(None, None, *args, **kwargs)
-  except TypeError as error:
-    names = list(inspect.signature(function).parameters)[2:]
-    raise UserError(
-      f'{field}: {text!r}: {error}. Arguments: {", ".join(names) or "none"}.'
-    ) from None
-  bound.apply_defaults()
-  values = {
-    key: _argument(f'{field}: {text!r}: {key}', value, hints[key])
-    for key, value in list(bound.arguments.items())[2:]
-  }
+  name, values = parse_call(field, text, OPS, given=2, what='op')
   for low in (key for key in values if key.startswith('min_')):
     high = low.replace('min_', 'max_')
     if values[low] > values[high]:
@@ -101,7 +55,11 @@ def _bind(field: str, text: str) -> Callable:
         f'{field}: {text!r}: {low} = {values[low]} is over {high} = '
         f'{values[high]}.'
       )
-  return lambda image, context: function(image, context, **values)
+  return functools.partial(OPS[name], **values)
+
+
+def _name(text: str) -> str:
+  return text.partition('(')[0].strip()
 
 
 class Pipeline:
@@ -116,7 +74,7 @@ class Pipeline:
 
   def __init__(self, field: str, texts: Sequence[str], on_device: bool = False):
     functions = [_bind(field, text) for text in texts]
-    names = [_parse(field, text)[0] for text in texts]
+    names = [_name(text) for text in texts]
     self._last, self.affine = None, None
     if names and names[-1] in ('range', 'normalize'):
       self._last = functions.pop()
@@ -222,11 +180,12 @@ def check(field: str, pipeline: Pipeline, image, context: Context):
 def undo(
   texts: Sequence[str], images: Float[np.ndarray, '*n h w c']
 ) -> UInt8[np.ndarray, '*n h w c']:
-  """The pictures that ops with a 'range' or a 'normalize' gave as floats."""
-  names = [_parse('ops', text)[0] for text in texts]
-  last = max(names.index(n) for n in ('range', 'normalize') if n in names)
+  """The pictures of which ops, by a 'range' or a 'normalize', made floats."""
+  names = [_name(text) for text in texts]
+  last = max(
+    (i for i, n in enumerate(names) if n in ('range', 'normalize')), default=-1
+  )
   affine = build('ops', texts[: last + 1], on_device=True).affine
-  assert affine is not None
-  scale, offset = affine
+  scale, offset = affine or (1.0, 0.0)
   pixels = (images - offset) / scale
   return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

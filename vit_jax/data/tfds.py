@@ -251,6 +251,8 @@ class Tfds:
       data = self._records[index]
       fields = self._parse(data).features.feature  # 9 x faster than tfds's
       label = fields[self._label].int64_list.value[0]
+      if 'file_name' in fields:  # ReaL labels go by it
+        key += f' {fields["file_name"].bytes_list.value[0].decode()}'
       if self._pixels is None:
         image = fields[self._image].bytes_list.value[0]
       else:

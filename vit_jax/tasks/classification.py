@@ -105,7 +105,10 @@ class Classification:
   def evaluate(self, apply, params, batch):
     """Accuracy, top-5 accuracy and loss (unsmoothed); and the prediction.
 
-    With fewer than five classes, top-5 is top-(classes).
+    With fewer than five classes, top-5 is top-(classes). `confidence` is the
+    probability of the prediction, `brier` the sum over the classes of squared
+    errors of the probabilities, `nll` in nats by the softmax of the logits,
+    whatever the objective.
     """
     logits = apply(params, batch['image'])
     label = batch['label']
@@ -117,11 +120,18 @@ class Classification:
     targets = targets_of(batch, self.classes)
     losses = cross_entropy(logits, targets, self.objective)
     values = {'accuracy': rank < 1, 'top5': rank < 5, 'loss': losses}
-    return values, {'prediction': jnp.argmax(logits, -1)}
+    probabilities = self._probabilities(logits)
+    return values, {
+      'prediction': jnp.argmax(logits, -1),
+      'confidence': probabilities.max(-1),
+      'brier': jnp.square(probabilities - targets).sum(-1),
+      'nll': cross_entropy(logits, targets, 'softmax'),
+    }
+
+  def _probabilities(self, logits):
+    sigmoid = self.objective == 'sigmoid'
+    return jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
 
   def predict(self, apply, params, images):
     """Probabilities (B, Y) of images (B, h, w, c)."""
-    logits = apply(params, images)
-    if self.objective == 'sigmoid':
-      return jax.nn.sigmoid(logits)
-    return jax.nn.softmax(logits)
+    return self._probabilities(apply(params, images))

@@ -1,0 +1,341 @@
+"""Evaluators: against scikit-learn and NumPy on the same features."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from PIL import Image
+from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from vit_jax import cli, config, evaluate, evaluators, train
+from vit_jax.evaluators import calibration, neighbours, probes, sets
+from vit_jax.evaluators.view import View
+from vit_jax.viz import mistakes
+
+CALLS = "classification, knn(5), fewshot(3), linear_probe(10), on('digits')"
+
+
+def blobs(rng, n, classes=5, width=12, spread=1.6):
+  """Features of classes that overlap."""
+  centres = np.random.default_rng(7).normal(size=(classes, width))
+  labels = rng.integers(0, classes, n)
+  features = centres[labels] + spread * rng.normal(size=(n, width))
+  return features.astype(np.float32), labels.astype(np.int32)
+
+
+@pytest.fixture
+def features():
+  rng = np.random.default_rng(0)
+  return *blobs(rng, 600), *blobs(rng, 400)
+
+
+@pytest.mark.parametrize('k', [1, 5, 20])
+def test_neighbours_are_scikits(features, k, monkeypatch):
+  x, y, queries, _ = features
+  monkeypatch.setattr(neighbours, '_BLOCK', 128)  # several, the last one short
+  monkeypatch.setattr(neighbours, '_ROWS', 150)
+  found = neighbours.neighbours(queries, x, y, k)
+  predicted = neighbours.vote(*found, 5, 0.07)
+
+  def theirs(metric):
+    model = KNeighborsClassifier(
+      k,
+      metric=metric,
+      algorithm='brute',
+      weights=lambda d: np.exp((1 - d) / 0.07),
+    )
+    return model.fit(x, y).predict(queries)
+
+  assert (predicted == theirs('cosine')).all()
+  assert (np.diff(found[0]) <= 0).all()
+  if k > 1:
+    assert (predicted != theirs('cityblock')).any()  # the control
+
+
+def test_a_ridge_is_scikits(features):
+  x, y, queries, _ = features
+  x, y, queries = x[:60].astype(float), y[:60], queries.astype(float)
+  targets = 2.0 * np.eye(5)[y] - 1
+  weights, bias, penalty = probes.ridge(x, targets, probes.PENALTIES)
+  theirs = RidgeCV(probes.PENALTIES).fit(x, targets)
+  assert penalty == theirs.alpha_
+  assert np.allclose(queries @ weights + bias, theirs.predict(queries))
+  other = Ridge(penalty * 2).fit(x, targets).predict(queries)
+  assert not np.allclose(queries @ weights + bias, other)
+
+
+def test_a_few_of_each_class(features):
+  _, y, *_ = features
+  rows = probes.few_of_each(y, 5, 7, 0)
+  assert np.bincount(y[rows]).tolist() == [7] * 5
+  assert len(set(rows)) == 35
+  assert not np.array_equal(rows, probes.few_of_each(y, 5, 7, 1))
+  assert set(probes.few_of_each(y, 5, 3, 0)) < set(rows)  # a nested draw
+
+
+def test_a_trained_head_is_scikits(features):
+  """At the optimum of the penalised loss; and each rate is its own training."""
+  x, y, queries, truth = features
+  x, queries = probes.standardised(x, queries)
+  options = {'epochs': 400, 'batch': 600, 'decay': 1e-2}
+  heads = probes.train_heads(x, y, 5, (0.03, 1.0), **options)
+  theirs = LogisticRegression(C=1 / (600 * 1e-2), max_iter=2000, tol=1e-8)
+  theirs.fit(x, y)
+  logits = queries @ heads[1, :-1] + heads[1, -1]
+  probabilities = np.asarray(jax.nn.softmax(logits))
+  expected = theirs.predict_proba(queries)
+  assert np.abs(probabilities - expected).max() < 2e-3
+  few = probes.train_heads(x, y, 5, (1.0,), **options | {'epochs': 2})
+  early = np.asarray(jax.nn.softmax(queries @ few[0, :-1] + few[0, -1]))
+  assert np.abs(early - expected).max() > 0.05  # the control
+  alone = probes.train_heads(x, y, 5, (0.03,), **options)
+  assert np.allclose(heads[0], alone[0], atol=1e-5)
+  accuracy = probes.scores(heads, queries, truth)[1]
+  assert accuracy == pytest.approx(theirs.score(queries, truth), abs=0.006)
+
+
+def test_calibration_is_scikits():
+  rng = np.random.default_rng(0)
+  confidence = rng.uniform(0.1, 1, 3000)
+  confidence[:5] = 1.0
+  hits = rng.random(3000) < confidence**2
+  count, mean, accuracy = calibration.bins_of(confidence, hits, 10)
+  full = count > 0
+  expected = calibration_curve(hits, confidence, n_bins=10)
+  assert np.allclose(accuracy[full], expected[0])
+  assert np.allclose(mean[full], expected[1])
+  error = calibration.calibration_error(confidence, hits, 10)
+  by_hand = sum(
+    abs(hits[s].mean() - confidence[s].mean()) * s.mean()
+    for i in range(10)
+    if (s := np.minimum(confidence * 10 // 1, 9) == i).any()
+  )
+  assert error == pytest.approx(by_hand) and error > 0.1
+  sure = rng.random(30000) < (p := rng.uniform(0.1, 1, 30000))
+  assert calibration.calibration_error(p, sure, 10) < 0.02
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, root):
+  """A small run with evaluators after its last step."""
+  from tests.conftest import SMALL
+
+  path = tmp_path_factory.mktemp('run')
+  values = SMALL | {
+    'total': '30 steps',
+    'optim.lr': '1e-2',
+    'evaluators': "('classification', 'knn(5)')",
+  }
+  file = str(root / 'configs' / 'digits.py')
+  train.run(config.load(file, list(values.items())), path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def view(run):
+  setup, _, params = evaluate.load_run(run, None, False)
+  with jax.set_mesh(setup.mesh):
+    yield View(setup, params, setup.loader('test', setup.source('test')))
+
+
+def test_after_the_last_step(run):
+  text = (run / 'metrics.jsonl').read_text()
+  lines = [json.loads(x) for x in text.splitlines()]
+  last = lines[-1]
+  for name in ('accuracy', 'nll', 'brier', 'ece', 'knn_5'):
+    assert 0 <= last[f'eval/test/{name}'] < 3
+  assert not any('eval/test/ece' in line for line in lines[:-1])
+  result = json.loads((run / 'result.json').read_text())
+  assert result['metrics']['eval/test/knn_5'] == last['eval/test/knn_5']
+  for name in ('reliability', 'mistakes', 'curves'):
+    pixels = np.asarray(Image.open(run / f'{name}.png').convert('RGB'), float)
+    assert pixels.std() > 10
+
+
+def test_each_example_once_and_sharded(view):
+  """Rows in the order of the split, whatever the batch; all shards take part.
+
+  On eight devices, as one image after the other gives them.
+  """
+  features, labels = view.features
+  source = view.loader.source
+  assert len(view.setup.mesh.devices.flat) == 8 and len(source) % 32
+  assert labels.tolist() == [source[i]['label'] for i in range(len(source))]
+  example = source[123]
+  context = view.loader.context(0, 123, example['key'])
+  image = jnp.asarray(view.loader.pipeline(example['image'], context))
+  alone = view.setup.apply(view.params, image[None], capture=('pooled',))[1]
+  assert np.allclose(features[123], alone['pooled'][0], atol=1e-5)
+  assert not np.allclose(features[124], alone['pooled'][0], atol=1e-2)
+
+
+def test_scores_of_a_split_are_scikits(view):
+  rows = view.outputs
+  logits = view.logits(view.loader.source)
+  probabilities = scipy.special.softmax(logits['logits'].astype(float), 1)
+  metrics = evaluators.run_all('x', ('classification',), view)
+  label = logits['label']
+  assert metrics['accuracy'] == pytest.approx(
+    (probabilities.argmax(1) == label).mean()
+  )
+  assert metrics['top5'] == top_k_accuracy_score(label, probabilities, k=5)
+  assert metrics['nll'] == pytest.approx(
+    log_loss(label, probabilities), rel=1e-5
+  )
+  brier = np.square(probabilities - np.eye(10)[label]).sum(1)
+  assert metrics['brier'] == pytest.approx(brier.mean(), rel=1e-5)
+  assert np.allclose(rows['confidence'], probabilities.max(1), atol=1e-5)
+
+
+def test_features_are_of_the_split_they_are_named(view):
+  features, labels = view.train_features
+  assert len(features) == 1437 and len(view.features[0]) == 360
+  expected = KNeighborsClassifier(
+    5, metric='cosine', weights=lambda d: np.exp((1 - d) / 0.07)
+  ).fit(features, labels)
+  score = expected.score(*view.features)
+  metrics = evaluators.run_all('x', ('knn(5)',), view)
+  assert metrics == {'knn_5': pytest.approx(score, abs=1e-6)}
+
+
+def test_the_command(run, capsys, tmp_path):
+  flags = [f'--workdir={run}', f'--evaluators={CALLS}', '--json']
+  assert cli.main(['evaluate', *flags, f'--pictures={tmp_path / "p"}']) == 0
+  result = json.loads(capsys.readouterr().out)
+  names = {'nll', 'knn_5', 'fewshot_3', 'linear_probe', 'on_digits'}
+  assert names <= result.keys()
+  assert result['on_digits'] == pytest.approx(result['accuracy'])
+  assert result['linear_probe'] > result['fewshot_3'] > 0.2
+  assert (tmp_path / 'p' / 'reliability.png').exists()
+
+
+@pytest.mark.parametrize(
+  'calls, words',
+  [
+    ('knnn(5)', "evaluator = 'knnn' is unknown. Did you mean 'knn'"),
+    ('knn(0)', 'knn(0)'),
+    ('knn(a)', 'is not an evaluator'),
+    ('knn(neighbours=3)', 'Arguments: k, temperature'),
+    ('knn(2000)', 'the training split has 1437 examples'),
+    ('fewshot(500)', 'class number 0 has'),
+    ("on('imagenet_sketsh')", "Did you mean 'imagenet_sketch'"),
+    ("on('folder:nowhere')", 'nowhere'),
+    ("real('none.json')", "real('none.json')"),
+  ],
+)
+def test_mistakes(run, calls, words, capsys):
+  flags = [f'--workdir={run}', f'--evaluators={calls}']
+  assert cli.main(['evaluate', *flags]) == 2
+  assert words in capsys.readouterr().err
+
+
+def test_mistakes_of_a_config(tmp_path, capsys):
+  flags = ['--config=configs/digits.py', f'--workdir={tmp_path / "w"}']
+  flags += ["--config.evaluators=('ece',)"]
+  assert cli.main(['train', *flags]) == 2
+  assert "config.evaluators: evaluator = 'ece'" in capsys.readouterr().err
+  assert not (tmp_path / 'w').exists()
+
+
+def test_calls_are_told_apart():
+  text = 'knn(20), real(a), linear_probe(10, rates=(0.1, 0.2)),'
+  assert evaluators.split_calls(text) == (
+    'knn(20)',
+    'real(a)',
+    'linear_probe(10, rates=(0.1, 0.2))',
+  )
+
+
+def write_pictures(folder, view, classes, count=8):
+  """Test digits of some classes as a folder of another set."""
+  source, written = view.loader.source, 0
+  for i in range(len(source)):
+    example = source[i]
+    if example['label'] in classes and written < count:
+      path = folder / str(example['label'])
+      path.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(example['image'][..., 0]).save(path / f'{i}.png')
+      written += 1
+
+
+def test_another_set_with_some_of_the_classes(view, tmp_path):
+  """By name, and among them only: as ImageNet-A has 200 of the 1,000."""
+  write_pictures(tmp_path, view, (3, 8), count=20)
+  (name, accuracy), *_ = sets.on(view, f'folder:{tmp_path}').items()
+  assert name.startswith('on_folder_')
+  source = view.loader.source
+  rows = [i for i in range(len(source)) if source[i]['label'] in (3, 8)][:20]
+  logits = view.logits(source)['logits'][rows]
+  labels = np.array([source[i]['label'] for i in rows])
+  among = np.where(logits[:, 3] >= logits[:, 8], 3, 8)
+  assert accuracy == pytest.approx((among == labels).mean())
+  assert accuracy != pytest.approx((logits.argmax(1) == labels).mean())
+  (tmp_path / '8').rename(tmp_path / 'eight')
+  with pytest.raises(Exception, match="'eight' is none of the model's 10"):
+    sets.on(view, f'folder:{tmp_path}')
+
+
+def test_corruptions_over_alexnets(view, tmp_path, monkeypatch):
+  monkeypatch.setattr(sets, 'ALEXNET', {'snow': 0.5, 'fog': 0.25})
+  for i, name in enumerate(('snow', 'fog')):
+    for severity in range(1, 6):
+      folder = tmp_path / name / str(severity)
+      write_pictures(folder, view, range(10), count=severity + 20 * i + 10)
+  pattern = f'folder:{tmp_path}/{{corruption}}/{{severity}}'
+  metrics = sets.imagenet_c(view, pattern, 'all')
+  errors = {
+    name: np.mean(
+      [
+        1 - next(iter(sets.on(view, f'folder:{tmp_path}/{name}/{s}').values()))
+        for s in range(1, 6)
+      ]
+    )
+    for name in ('snow', 'fog')
+  }
+  assert metrics['imagenet_c_snow'] == pytest.approx(errors['snow'])
+  expected = (errors['snow'] / 0.5 + errors['fog'] / 0.25) / 2
+  assert metrics['mce'] == pytest.approx(expected)
+
+
+def test_alexnets_errors():
+  """15 corruptions, of which the paper states the mean too."""
+  assert len(sets.ALEXNET) == 15
+  assert np.mean(list(sets.ALEXNET.values())) == pytest.approx(0.788, abs=0.002)
+
+
+def test_labels_of_real(view, tmp_path, monkeypatch):
+  """Any of several is right; a picture without labels is left out."""
+  source = view.loader.source
+  keys = [f'x/ILSVRC2012_val_{i + 1:08}.JPEG' for i in range(len(source))]
+
+  class Named:
+    def __len__(self):
+      return len(source)
+
+    def __getitem__(self, index):
+      return source[index] | {'key': keys[index]}
+
+  named = View(view.setup, view.params, view.loader)
+  object.__setattr__(named, 'outputs', view.outputs)
+  monkeypatch.setattr(named, 'loader', type('L', (), {'source': Named()})())
+  predicted = view.outputs['prediction'].tolist()
+  labels = [[int(p), 11] for p in predicted]
+  labels[0], labels[1] = [], [11]
+  file = tmp_path / 'real.json'
+  file.write_text(json.dumps(labels))
+  n = len(labels)
+  assert sets.real(named, str(file)) == {'real': (n - 2) / (n - 1)}
+  keys[5] = 'a.png'
+  with pytest.raises(Exception, match='a.png is no picture of the validation'):
+    sets.real(named, str(file))
+
+
+def test_confusion():
+  table = mistakes.confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
+  assert table.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]

@@ -1,0 +1,57 @@
+"""Evaluators: what a split, or the features of one, say about a model.
+
+`EVALUATORS` is the table of the calls in `config.evaluators` and `evaluate
+--evaluators='knn(20), fewshot(10)'`: functions of a View and their own
+arguments, to metrics by name. `view.py` has what they share.
+"""
+
+from collections.abc import Callable, Sequence
+
+from vit_jax.evaluators.calibration import classification
+from vit_jax.evaluators.neighbours import knn
+from vit_jax.evaluators.probes import fewshot, linear_probe
+from vit_jax.evaluators.sets import imagenet_c, on, real
+from vit_jax.evaluators.view import View
+from vit_jax.schema import parse_call
+
+__all__ = ['EVALUATORS', 'View', 'check', 'run_all', 'split_calls']
+
+EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {
+  'classification': classification,
+  'knn': knn,
+  'fewshot': fewshot,
+  'linear_probe': linear_probe,
+  'real': real,
+  'on': on,
+  'imagenet_c': imagenet_c,
+}
+
+
+def check(field: str, texts: Sequence[str]) -> list[tuple[str, dict]]:
+  """(name, arguments) of each call.
+
+  Raises:
+    UserError: an unknown evaluator, or arguments that it does not take.
+  """
+  given = {'table': EVALUATORS, 'given': 1, 'what': 'evaluator'}
+  return [parse_call(field, text, **given) for text in texts]
+
+
+def run_all(field: str, texts: Sequence[str], view: View) -> dict[str, float]:
+  """The metrics of all, in order."""
+  metrics: dict[str, float] = {}
+  for name, arguments in check(field, texts):
+    metrics |= EVALUATORS[name](view, **arguments)
+  return metrics
+
+
+def split_calls(text: str) -> tuple[str, ...]:
+  """'knn(20), on(a, b)' -> ('knn(20)', 'on(a, b)')."""
+  calls, depth = [''], 0
+  for letter in text:
+    depth += (letter == '(') - (letter == ')')
+    if letter == ',' and not depth:
+      calls.append('')
+    else:
+      calls[-1] += letter
+  return tuple(call.strip() for call in calls if call.strip())

@@ -1,0 +1,176 @@
+"""Other sets and other labels: ReaL, ImageNet-V2, -A, -R, -Sketch, -C."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import SOURCES, open_split, source_fields
+from vit_jax.data.sources import Record, Source, location, parse_name
+from vit_jax.errors import UserError, check_choice, did_you_mean
+from vit_jax.evaluators.view import View
+
+# Names for `on`: (config.data.name, split) of tfds.
+SETS = {
+  'imagenet_v2': ('tfds:imagenet_v2/matched-frequency', 'test'),
+  'imagenet_a': ('tfds:imagenet_a', 'test'),
+  'imagenet_r': ('tfds:imagenet_r', 'test'),
+  'imagenet_sketch': ('tfds:imagenet_sketch', 'test'),
+}
+
+# Mean errors of AlexNet over five severities, by which ImageNet-C's are divided
+# (arXiv 1903.12261; github.com/hendrycks/robustness).
+ALEXNET = {
+  'gaussian_noise': 0.886428,
+  'shot_noise': 0.894468,
+  'impulse_noise': 0.922640,
+  'defocus_blur': 0.819880,
+  'glass_blur': 0.826268,
+  'motion_blur': 0.785948,
+  'zoom_blur': 0.798360,
+  'snow': 0.866816,
+  'frost': 0.826572,
+  'fog': 0.819324,
+  'brightness': 0.564592,
+  'contrast': 0.853204,
+  'elastic_transform': 0.646056,
+  'pixelate': 0.717840,
+  'jpeg_compression': 0.606500,
+}
+
+
+class _Relabelled:
+  """A source with the labels of the model's classes."""
+
+  def __init__(self, source: Source, classes: tuple[str, ...], labels: Any):
+    self._source, self.classes, self._labels = source, classes, labels
+    self.size, self.channels = source.size, source.channels
+    self.fingerprint = source.fingerprint
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Record:
+    record = self._source[index]
+    return record | {'label': self._labels[record['label']]}
+
+
+def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
+  """With the number of the class of the same name, or, of as many, the same.
+
+  Raises:
+    UserError: a class that the model does not have.
+  """
+  numbers = {own: number for number, own in enumerate(classes)}
+  missing = [own for own in source.classes if own not in numbers]
+  if not missing:
+    labels = [numbers[own] for own in source.classes]
+  elif len(source.classes) == len(classes):
+    labels = list(range(len(classes)))
+  else:
+    raise UserError(
+      f"{name}: its class {missing[0]!r} is none of the model's "
+      f'{len(classes)}.' + did_you_mean(missing[0], classes[:20])
+    )
+  return _Relabelled(source, classes, labels)
+
+
+def _open(view: View, name: str, split: str) -> Source:
+  kind, path = parse_name(name)
+  check_choice('evaluator: data', kind, SOURCES)
+  if not split:
+    parts = [location(path) / part for part in ('train', 'val', 'test')]
+    whole = kind == 'folder' and not any(part.is_dir() for part in parts)
+    split = 'all' if whole else 'test'
+  data = view.setup.config.data
+  known = source_fields(name)
+  fields = {k: v for k, v in data.items() if k in known and k != 'index_dir'}
+  source = open_split(name, split, on_error=data.on_error, **fields)
+  return _relabelled(name, source, view.setup.info.classes)
+
+
+def error_on(view: View, source: Source) -> float:
+  """Share of wrong answers, where only the classes of the set can be given.
+
+  ImageNet-A and -R have 200 of the 1,000 (arXiv 1907.07174, 2006.16241).
+  """
+  rows = view.logits(source)
+  present = np.zeros(rows['logits'].shape[1], bool)
+  present[rows['label']] = True
+  predicted = np.where(present, rows['logits'], -np.inf).argmax(1)
+  return float((predicted != rows['label']).mean())
+
+
+def on(view: View, data: str, split: str = '') -> dict[str, float]:
+  """Accuracy on another set, its classes matched by name.
+
+  Args:
+    view: of the model.
+    data: a name of `SETS`, or as config.data.name.
+    split: of the latter; '': 'test', or all of a folder of class folders.
+  """
+  name, split = SETS.get(data, (data, split))
+  if ':' not in name and name not in SOURCES:
+    check_choice(
+      'on: data', data, [*SETS, *(f'{kind}:...' for kind in SOURCES)]
+    )
+  error = error_on(view, _open(view, name, split))
+  short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
+  return {f'on_{short.strip("_")}': 1 - error}
+
+
+def imagenet_c(
+  view: View,
+  data: str = 'tfds:imagenet2012_corrupted/{corruption}_{severity}',
+  split: str = 'validation',
+) -> dict[str, float]:
+  """Error on each corruption, and `mce`, the mean of them over AlexNet's.
+
+  Args:
+    view: of the model.
+    data: as config.data.name, with {corruption} and {severity}, 1 to 5.
+    split: of each.
+  """
+  errors = {}
+  for corruption in ALEXNET:
+    found = []
+    for severity in range(1, 6):
+      name = data.format(corruption=corruption, severity=severity)
+      found.append(error_on(view, _open(view, name, split)))
+    errors[corruption] = float(np.mean(found))
+  relative = [error / ALEXNET[name] for name, error in errors.items()]
+  named = {f'imagenet_c_{name}': error for name, error in errors.items()}
+  return named | {'mce': float(np.mean(relative))}
+
+
+def real(view: View, file: str) -> dict[str, float]:
+  """Accuracy by ReaL labels (arXiv 2006.07159): any of several is right.
+
+  Args:
+    view: of the model, on ImageNet's validation set.
+    file: real.json (github.com/google-research/reassessed-imagenet): a list of
+      labels for each picture, by its number. Those without any are left out.
+  """
+  try:
+    labels = json.loads(Path(file).read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f'real({file!r}): {error}') from error
+  rows, source = view.outputs, view.loader.source
+  hits = []
+  for record, prediction in zip(
+    rows['record'], rows['prediction'], strict=True
+  ):
+    key = source[int(record)]['key']
+    number = re.search(r'val_0*(\d+)', key)
+    if number is None or int(number[1]) > len(labels):
+      raise UserError(
+        f'real({file!r}): {key} is no picture of the validation set '
+        '(ILSVRC2012_val_00000001).'
+      )
+    answers = labels[int(number[1]) - 1]
+    hits += [int(prediction) in answers] if answers else []
+  if not hits:
+    raise UserError(f'real({file!r}) has no label for any picture.')
+  return {'real': float(np.mean(hits))}

@@ -1,0 +1,119 @@
+"""What evaluators look at: outputs and features, each computed once."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, Int
+from rich.progress import track
+
+from vit_jax import distributed
+from vit_jax.data.loader import Batch, Loader
+from vit_jax.data.sources import Source
+
+Rows = dict[str, np.ndarray]  # of each example, in the order of the split
+
+
+def collect(
+  loader: Loader,
+  step: Callable[[Batch], dict[str, jax.Array]],
+  what: str = '',
+) -> Rows:
+  """What a step gives of each example of a split, in its order, on every host.
+
+  Args:
+    loader: of the split.
+    step: from a batch to rows by name; those of mask 0 are left out.
+    what: is done, for a bar of progress; '': none is shown.
+
+  Returns:
+    The rows, and `record`, their numbers in the split.
+  """
+  count = -(-len(loader.source) // loader.batch_size)
+  quiet = not what or not distributed.primary()
+  batches = track(
+    loader.evaluate(), what, total=count, transient=True, disable=quiet
+  )
+  parts, last = [], None
+  for batch in batches:
+    rows = step(batch) | {'mask': batch['mask']}
+    parts += [_fetch(last)] if last else []  # while the next one is computed
+    last = rows
+  parts.append(_fetch(last))
+  arrays = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+  rows = np.flatnonzero(arrays.pop('mask'))
+  return {'record': rows, **{k: v[rows] for k, v in arrays.items()}}
+
+
+def _fetch(rows: Any) -> Rows:
+  return multihost_utils.process_allgather(rows, tiled=True)
+
+
+class View:
+  """A model on a split. All that it gives is the same on every host.
+
+  Attributes:
+    setup, params: of the model; a setup.Setup, which imports this.
+    loader: of the split.
+    folder: for pictures; None: none are drawn.
+  """
+
+  def __init__(
+    self, setup: Any, params: Any, loader: Loader, folder: Path | None = None
+  ):
+    self.setup, self.params, self.loader = setup, params, loader
+    self.folder = folder
+
+  @functools.cached_property
+  def outputs(self) -> Rows:
+    """What the task says of each example: label, prediction, nll, ..."""
+    step = self.setup.eval_step
+    return collect(
+      self.loader, lambda b: step(self.params, b, None)[1], 'outputs'
+    )
+
+  def logits(self, source: Source) -> Rows:
+    """`logits` (n, Y) and `label` of another source."""
+    loader = self.setup.loader('test', source)
+    return self._run(loader, 'logits', 'logits')
+
+  @functools.cached_property
+  def features(self) -> tuple[Float[np.ndarray, 'n D'], Int[np.ndarray, 'n']]:
+    """What the head is given of each example, and the labels."""
+    return self._features(self.loader)
+
+  @functools.cached_property
+  def train_features(
+    self,
+  ) -> tuple[Float[np.ndarray, 'm D'], Int[np.ndarray, 'm']]:
+    """Of the training split, by the ops of an evaluation."""
+    source = self.setup.source('train')
+    return self._features(self.setup.loader('test', source))
+
+  def _features(self, loader: Loader):
+    rows = self._run(loader, 'pooled', 'features')
+    return rows['pooled'], rows['label']
+
+  def _run(self, loader: Loader, name: str, what: str) -> Rows:
+    with jax.set_mesh(self.setup.mesh):
+      return collect(
+        loader,
+        lambda b: {
+          name: self._look(self.params, b['image'], name),
+          'label': b['label'],
+        },
+        what,
+      )
+
+  @functools.cached_property
+  def _look(self):
+    @functools.partial(jax.jit, static_argnums=2)
+    def look(params, images, name):
+      seen = self.setup.apply(params, images, capture=(name,))[1][name]
+      return seen.astype(jax.numpy.float32)
+
+    return look

@@ -1,0 +1,80 @@
+"""What a run leaves when it ends: result.json, curves, mistakes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax import distributed, trees, workdir
+from vit_jax.evaluate import predictions
+from vit_jax.setup import Setup
+from vit_jax.viz.curves import draw_curves
+from vit_jax.viz.mistakes import draw_mistakes
+from vit_jax.writers import Terminal, read_metrics
+
+
+def _draw(path: Path, setup: Setup, evaluations: dict, lines: list):
+  """The pictures of a finished run."""
+  draw_curves(lines, path / 'curves.png')
+  for name, loader in list(evaluations.items())[:1]:
+    with np.load(predictions(path, name)) as file:
+      rows = dict(file)
+    if 'prediction' in rows:
+      group = setup.config.data[name]
+      where = path / 'mistakes.png'
+      draw_mistakes(loader, group.ops, rows, setup.info.classes, where)
+
+
+def finish(
+  path: Path, setup: Setup, evaluations: dict, state: Any, seconds: float
+) -> dict[str, Any]:
+  """Writes the pictures and result.json, which is returned.
+
+  Args:
+    path: the workdir.
+    setup: of the run.
+    evaluations: loaders of its evaluations, the first one's mistakes are drawn.
+    state: the last one.
+    seconds: that all starts took.
+  """
+  lines = read_metrics(path / 'metrics.jsonl')
+  final, best = {}, {}
+  metric = f'/{setup.task.best}'
+  for line in lines:
+    final |= {k: v for k, v in line.items() if k != 'step'}
+    for name, value in line.items():
+      if re.fullmatch(f'eval/.*{metric}', name) and value is not None:
+        record = {'value': value, 'step': line['step']}
+        best[name] = max(
+          best.get(name, record), record, key=lambda r: r['value']
+        )
+  result = {
+    'metrics': final,
+    'best': best,
+    'steps': setup.total,
+    'seconds': round(seconds, 2),
+    'parameters': trees.count(state.params),
+    'parameters_sha256': trees.digest(state.params),
+  }
+  if distributed.primary():
+    _draw(path, setup, evaluations, lines)
+    workdir.write_json(path / 'result.json', result)
+  return result
+
+
+def report(path: Path, result: dict, terminal: Terminal):
+  """Says what a finished run has reached, and where it is written."""
+  shown = [
+    f'{name} {value:.4f}'
+    for name, value in result['metrics'].items()
+    if name.startswith('eval/') and isinstance(value, float)
+  ]
+  terminal.say(
+    f'finished {result["steps"]} steps in {result["seconds"]:.0f} s: '
+    + ', '.join(shown)
+  )
+  terminal.say(
+    f'curves: {path}/curves.png  mistakes: {path}/mistakes.png  '
+    f'all numbers: {path}/result.json'
+  )
