@@ -1,5 +1,7 @@
 """`python -m benchmarks input`: prints a table, writes JSON.
 
+`python -m benchmarks results --workdir=W` trains what docs/results.md tells of.
+
 `python -m benchmarks compare OLD.json NEW.json` puts two runs side by side.
 """
 
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from vit_jax.errors import UserError, check_choice
 
-NAMES = ('input', 'compare')
+NAMES = ('input', 'results', 'compare')
 
 
 def _read(path: Path) -> dict:
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--images', type=int, default=256, help='JPEGs to make')
   parser.add_argument('--rounds', type=int, default=7, help='of each peer')
   parser.add_argument('--batches', type=int, default=12, help='of a round')
+  parser.add_argument('--workdir', type=Path, help='of results')
   parser.add_argument('--output', type=Path, help='JSON file to write')
   args = parser.parse_args(argv)
   try:
@@ -57,6 +60,13 @@ def main(argv: list[str] | None = None) -> int:
       if len(args.files) != 2:
         raise UserError('compare takes two files: OLD.json NEW.json')
       Console().print(compare(*args.files))
+      return 0
+    if args.name == 'results':
+      from benchmarks import results
+
+      if args.workdir is None:
+        raise UserError('results needs --workdir=DIR for its runs.')
+      print(results.run(args.workdir))
       return 0
     for flag in ('images', 'rounds', 'batches'):
       if getattr(args, flag) < 1:
