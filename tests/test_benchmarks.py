@@ -2,12 +2,17 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import input as input_benchmark
-from benchmarks import peers
+from benchmarks import mnist, peers, results
+from tests import torch_reference
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope='module')
@@ -70,3 +75,74 @@ def test_compare(tmp_path, capsys):
 def test_mistakes(flags, says, capsys):
   assert benchmarks.main(flags) == 2
   assert says in capsys.readouterr().err
+
+
+def test_digits_of_mnist_as_a_folder(tmp_path, monkeypatch):
+  """Each digit once, in the split and the class that it has."""
+  pixels = np.arange(30)[:, None, None] * np.ones((1, 28, 28), int)
+  labels = np.arange(30) % 10
+  given = pixels.astype(np.uint8), labels
+  monkeypatch.setattr(mnist, 'read', lambda: given)
+  mnist.write(tmp_path / 'mnist', train=20)
+  files = sorted((tmp_path / 'mnist').glob('*/*/*.png'))
+  assert sorted(int(file.stem) for file in files) == list(range(30))
+  order = np.random.RandomState(0).permutation(30).tolist()
+  for file in files:
+    number = int(file.stem)
+    assert (np.asarray(Image.open(file)) == number).all()
+    assert int(file.parent.name) == number % 10
+    train = order.index(number) < 20
+    assert file.parent.parent.name == ('train' if train else 'test')
+  monkeypatch.setattr(mnist, 'read', lambda: 1 / 0)
+  mnist.write(tmp_path / 'mnist')  # it is there
+
+
+def test_the_page_of_results():
+  seeds = [{'accuracy': a, 'seconds': 60.0} for a in (0.97, 0.98, 0.99)]
+  names = (*results.TRAINED, 'timm')
+  found = {name: seeds for name in names}
+  found['timm'] = [r | {'seconds': 90.0} for r in seeds]
+  found['probe'] = [
+    {'knn_20': 0.5, 'fewshot_10': 0.4, 'linear_probe': 0.6, 'seconds': 9.0}
+  ] * 3
+  text = results._text(found, 0.5)
+  assert 'from scratch | 98.00 ± 1.00 | 97.00, 98.00, 99.00 | 60 |' in text
+  assert 'took 1.50 times as long' in text
+  assert '`knn_20` | 50.00 ± 0.00' in text
+
+
+@pytest.mark.slow
+def test_the_loop_of_timm_has_the_same_model(tmp_path):
+  """The same logits from the same parameters; not from the first ones."""
+  torch_reference.import_timm()
+  import torch
+  from safetensors.torch import load_file
+
+  from benchmarks import timm_loop
+  from vit_jax import config, models, weights
+  from vit_jax.weights.formats import Preprocessing
+
+  flags = [('data.name', 'digits'), ('size', '28')]
+  loaded = config.load(str(ROOT / 'configs' / 'folder.py'), flags)
+  fields = {k: v for k, v in loaded.model.items() if k != 'name'}
+  model = models.ViT(classes=10, **fields)
+  images = np.random.default_rng(0).normal(size=(3, 28, 28, 1))
+  images = jnp.asarray(images, jnp.float32)
+  params = model.init(jax.random.key(0), images)['params']
+  params['head']['linear']['kernel'] = jax.random.normal(
+    jax.random.key(1), (96, 10)
+  )
+  about = Preprocessing(size=(28, 28))
+  file = tmp_path / 'model.safetensors'
+  weights.save(file, model, params, format='timm', preprocessing=about)
+  net = timm_loop.model().eval()
+  pictures = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+  expected = np.asarray(model.apply({'params': params}, images))
+  with torch.no_grad():
+    assert np.abs(net(pictures).numpy() - expected).max() > 1e-2
+    own = {
+      k: v.reshape(net.state_dict()[k].shape)
+      for k, v in load_file(file).items()
+    }
+    net.load_state_dict(own)
+    assert np.allclose(net(pictures).numpy(), expected, atol=1e-4)

@@ -20,7 +20,7 @@ from vit_jax.data.context import Context
 from vit_jax.data.loader import Loader
 from vit_jax.data.order import hash64, mix, records_at, shuffle
 from vit_jax.data.sources import split_range
-from vit_jax.errors import UserError
+from vit_jax.errors import BadRecord, UserError
 
 
 def digits(split='train', **kwargs):
@@ -503,6 +503,10 @@ def apply(texts, image, **kwargs):
     ('affine(border="zeros")', "Did you mean 'zero'?"),
     ('resize("cubic")', "kernel = 'cubic': expected one of 'bilinear'"),
     ('elastic(0.1, 2.5)', 'grid = 2.5: expected an int'),
+    ('range(0, 0)', 'two numbers are needed, the first one smaller'),
+    ('range(1, -1)', "'range(1, -1)' makes [1.0] of black and [-1.0] of white"),
+    ('range(0, 1e400)', 'two numbers are needed'),
+    ('normalize((0.5,), (0,))', 'two numbers are needed'),
   ],
 )
 def test_op_mistakes(text, says):
@@ -675,3 +679,28 @@ def test_hashes_are_those_of_mix(numbers):
   for number in numbers:
     state = mix(state ^ np.array([number % 2**64], np.uint64))
   assert hash64(*numbers) == state[0]
+
+
+@pytest.mark.parametrize(
+  'texts, says',
+  [
+    (
+      ('range(-1, 1)', 'randaugment(1, 10)'),
+      "'randaugment(1, 10)' after 'range(-1, 1)', which leaves floats",
+    ),
+    (('range(-1, 1)', 'range(-1, 1)'), "'range(-1, 1)' after 'range(-1, 1)'"),
+    (('normalize', 'affine(1)'), "'affine(1)' after 'normalize'"),
+  ],
+)
+def test_bytes_come_before_floats(texts, says):
+  with pytest.raises(UserError) as caught:
+    ops.build('ops', texts)
+  assert says in str(caught.value)
+  ops.build('ops', (texts[1], texts[0]) if texts[0] != texts[1] else texts[:1])
+  ops.build('ops', ('range(-1, 1)', 'flip', 'random_erasing'))
+
+
+def test_a_line_is_not_resized_to_a_plane():
+  line = np.zeros((1, 60000, 1), np.uint8)
+  with pytest.raises(BadRecord, match='1x60000 resized to 224x13440000'):
+    ops.build('ops', ('resize_small(224)',))(line, Context((224, 224), 1))

@@ -39,7 +39,7 @@ def features():
 def test_neighbours_are_scikits(features, k, monkeypatch):
   x, y, queries, _ = features
   monkeypatch.setattr(neighbours, '_BLOCK', 128)  # several, the last one short
-  monkeypatch.setattr(neighbours, '_ROWS', 150)
+  monkeypatch.setattr(neighbours, '_ROWS', 160)
   found = neighbours.neighbours(queries, x, y, k)
   predicted = neighbours.vote(*found, 5, 0.07)
 

@@ -13,7 +13,7 @@ from vit_jax.data import folder as folder_lib
 from vit_jax.data import ops
 from vit_jax.data.images import decode, header
 from vit_jax.data.loader import Loader
-from vit_jax.errors import UserError
+from vit_jax.errors import BadRecord, UserError
 
 
 def noise(h=6, w=8, seed=0, channels=3):
@@ -430,8 +430,77 @@ def test_other_files_are_left_out_with_a_warning(tmp_path, caplog):
   assert 'train/dog: 2 files are not pictures' in text and 'Thumbs.db' in text
 
 
+def damaged(kind):
+  """Files that Pillow and OpenCV answer with other errors than OSError."""
+  buffer = io.BytesIO()
+  image = Image.fromarray(noise(24, 24))
+  if kind == 'exif':  # an offset that points nowhere
+    exif = b'Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12'
+    image.save(buffer, 'jpeg', exif=exif)
+  if kind == 'frame':  # as many channels as it says, but none described
+    image.save(buffer, 'jpeg')
+    content = buffer.getvalue()
+    return content[: content.index(b'\xff\xc0') + 10]
+  if kind == 'dds':
+    return b'DDS ' + bytes(124)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize('kind', ['exif', 'frame', 'dds'])
+@pytest.mark.parametrize('crop', ['fit', 'inception_crop(0.08, 0.2)'])
+def test_damage_is_a_bad_record_or_is_read(kind, crop):
+  """Whatever a damaged picture makes the libraries raise."""
+  pipeline = ops.build('ops', ('decode', crop, 'range(-1, 1)'))
+  content = damaged(kind)
+  try:
+    shape = pipeline(content, ops.Context((8, 8), 3, key='a.jpg')).shape
+  except BadRecord as error:
+    assert str(error).startswith('a.jpg: ')
+  else:
+    assert kind == 'exif' and shape == (8, 8, 3)
+
+
+def test_pictures_with_flipped_bytes():
+  """Of hundreds of damaged files none raises what is no BadRecord."""
+  rng = np.random.default_rng(0)
+  whole, seen = {}, 0
+  for kind in ('jpeg', 'png', 'webp'):
+    buffer = io.BytesIO()
+    mode = 'CMYK' if kind == 'jpeg' else 'RGBA'
+    Image.fromarray(rng.integers(0, 255, (30, 40, 4), np.uint8), mode).save(
+      buffer, kind
+    )
+    whole[kind] = buffer.getvalue()
+  pipeline = ops.build('ops', ('decode', 'inception_crop', 'range(-1, 1)'))
+  for number in range(450):
+    content = bytearray(whole[('jpeg', 'png', 'webp')[number % 3]])
+    for place in rng.integers(0, min(400, len(content)), 4):
+      content[place] = rng.integers(0, 256)
+    context = ops.Context((8, 8), 3, (number, 0), 'x')
+    try:
+      pipeline(bytes(content), context)
+    except BadRecord:
+      seen += 1
+  assert 50 < seen < 450
+
+
+def test_the_fingerprint_does_not_depend_on_the_cache(tmp_path):
+  """But it does on a byte within a picture."""
+  build(tmp_path, many('train/', 3) | many('test/', 2))
+  name = f'folder:{tmp_path}'
+  one, other = (
+    data.open_split(name, 'train', cache_mb=mb).fingerprint for mb in (0, 9)
+  )
+  assert one == other
+  file = next((tmp_path / 'train' / 'dog').iterdir())
+  changed = bytearray(file.read_bytes())
+  changed[-20] ^= 1
+  file.write_bytes(changed)
+  assert data.open_split(name, 'train', cache_mb=0).fingerprint != one
+
+
 def test_too_many_pixels(tmp_path, monkeypatch):
-  monkeypatch.setattr('vit_jax.data.images._MOST_PIXELS', 1000)
+  monkeypatch.setattr('vit_jax.data.images.MOST_PIXELS', 1000)
   build(tmp_path, many('train/', 1) | many('test/', 1))
   build(tmp_path, {'train/dog/huge.png': noise(40, 40)})
   assert 'dog/huge.png: 40x40 pixels are too many' in refused(tmp_path)

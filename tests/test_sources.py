@@ -6,6 +6,7 @@ import tarfile
 import time
 
 import fsspec
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -215,6 +216,88 @@ def test_a_shard_that_is_cut_short(shards):
   assert source[index]['label'] == 0
 
 
+def test_a_label_that_no_class_has(shards):
+  """One wrong number is not a hundred thousand million classes."""
+  records = [*numbered(0, 9), ('d/odd', png(1), 99999999999)]
+  shard(shards / 'odd.tar', records)
+  with pytest.raises(UserError, match='label 99999999999 among 4 different'):
+    data.open_split(f'tar:{shards}/odd.tar', 'train')
+  shard(shards / 'one.tar', numbered(0, 9, labels=1))
+  with pytest.raises(UserError, match='at least two classes'):
+    data.open_split(f'tar:{shards}/one.tar', 'train')
+
+
+@pytest.mark.parametrize(
+  'pattern, words',
+  [
+    ('pets-train-{000..003}.tar', '2 of 4 shards are missing: .*002.tar'),
+    ('pets-train-{1..0}.tar', 'is an empty range'),
+    ('', "a folder; write '.*/[*].tar'"),
+  ],
+)
+def test_patterns_that_are_not_there(shards, pattern, words):
+  with pytest.raises(UserError, match=words):
+    data.open_split(f'tar:{shards}/{pattern}', 'train')
+
+
+def test_pictures_with_another_dot_are_told_of(shards, caplog):
+  shard(shards / 'dots.tar', numbered(0, 9))
+  with caplog.at_level('WARNING'):
+    data.open_split(f'tar:{shards}/dots.tar', 'train')
+  assert '9 pictures such as 0000.seg.png are left out' in caplog.text
+
+
+def test_an_empty_label(shards):
+  shard(shards / 'empty.tar', [('a', png(1), ''), ('b', png(2), 1)])
+  with pytest.raises(UserError, match='it is empty'):
+    data.open_split(f'tar:{shards}/empty.tar', 'train')
+
+
+def test_fingerprints_change_with_the_bytes(shards):
+  name = f'tar:{shards}/pets-{{split}}-*.tar'
+  before = data.open_split(name, 'train').fingerprint
+  records = numbered(0, 20)
+  records[3] = ('d/0003', png(77), 0)
+  shard(shards / 'pets-train-000.tar', records)
+  assert data.open_split(name, 'train').fingerprint != before
+
+
+def test_a_replacement_is_of_the_same_source():
+  """What cannot be read does not shift the shares of a mixture."""
+  from vit_jax.data import loader as loader_lib
+
+  class Half:
+    parts = ((100, 0.5), (100, 0.5))
+    classes, size, channels = ('a', 'b'), (2, 2), 1
+    fingerprint = ''
+
+    def __len__(self):
+      return 200
+
+    def __getitem__(self, index):
+      if index < 100 and index % 2:
+        raise BadRecord('broken')
+      pixels = np.full((2, 2, 1), index, np.uint8)
+      return {'image': pixels, 'label': 0, 'key': str(index)}
+
+  mesh = jax.make_mesh((8,), ('data',))
+  loader = loader_lib.Loader(
+    source=Half(),
+    pipeline=ops.build('ops', ('range(0, 255)',)),
+    size=(2, 2),
+    channels=1,
+    seed=0,
+    batch_size=64,
+    sharding=jax.sharding.NamedSharding(mesh, jax.P('data')),
+    on_error='skip',
+  )
+  for step in range(20):
+    batch = loader.train_batch(step)
+    values = np.asarray(batch['image'])[:, 0, 0, 0]
+    skipped = np.asarray(batch['skipped']) > 0
+    assert skipped.any() and (values[skipped] < 100).all()
+
+
 # --- Mixtures ---
 
 
@@ -227,13 +310,27 @@ def test_a_shard_that_is_cut_short(shards):
     ('a*0.7+b*0.3', [('a', 0.7), ('b', 0.3)]),
     ('a * 2 + tar:/x-*.tar*1', [('a', 2), ('tar:/x-*.tar', 1)]),
     ('folder:/a+b*.5+c*.5', [('folder:/a+b', 0.5), ('c', 0.5)]),
+    ('a*1e-1+b*70%', [('a', 0.1), ('b', 70.0)]),
+    ('tar:/pets-*-0.tar', [('tar:/pets-*-0.tar', 1)]),
   ],
 )
 def test_parse_mixture(name, parts):
   assert parse_mixture(name) == parts
 
 
-@pytest.mark.parametrize('name', ['a*0+b*1', 'a*1+b', 'a*0.5+b*0.5+'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'a*0+b*1',
+    'a*1+b',
+    'a*0.5+b*0.5+',
+    'folder:a*-1+folder:b*1',
+    'folder:a+folder:b',
+    'folder:a, folder:b',
+    'a*1e-6+b*1',
+    'a*1e999+b*1',
+  ],
+)
 def test_mixtures_without_weights(name):
   with pytest.raises(UserError, match='a mixture gives each source a weight'):
     data.open_split(name, 'train')
@@ -475,6 +572,9 @@ def test_skipping_in_a_run(pictures, tmp_path, capsys, cache_mb):
   message = capsys.readouterr().err
   assert said == 2 and 'cat/3.png: ' in message and 'dog/4.png: ' in message
   skip = {'data__on_error': 'skip', 'data__cache_mb': cache_mb}
+  assert cli.main(flags(pictures, tmp_path / 'default', **skip)) == 2
+  assert '1 of 12 examples to evaluate' in capsys.readouterr().err
+  skip['data__max_skipped'] = 0.1
   assert cli.main(flags(pictures, run, **skip)) == 0
   lines = read_metrics(run / 'metrics.jsonl')
   skipped = [x['data/skipped'] for x in lines if 'data/skipped' in x]

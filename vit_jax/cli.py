@@ -270,9 +270,10 @@ def _data(args: argparse.Namespace) -> int:
     loaded = config.load(args.config, overrides)
   else:
     loaded = _load_config(args)
-  report = inspect_data.check(loaded, args.split.split(','))
+  splits = list(dict.fromkeys(args.split.split(',')))
+  report = inspect_data.check(loaded, splits)
   print(json.dumps(report) if args.json else inspect_data.text(report))
-  bad = sum(len(report[s]['unreadable']) for s in args.split.split(','))
+  bad = sum(len(report[s]['unreadable']) for s in splits)
   if bad:
     raise UserError(f'{bad:,} records of {loaded.data.name} cannot be read.')
   return 0
@@ -308,7 +309,7 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
   for name in ('output', 'keep', 'pictures'):
     if path := getattr(args, name, None):
-      suffix = '.html' if args.command == 'report' else ''
+      suffix = {'report': '.html', 'data': '.png'}.get(args.command, '')
       folder = args.command == 'viz' or name == 'pictures'
       check_output(f'--{name}', path, folder, suffix)
   args.overrides, args.stop = overrides, stop

@@ -45,7 +45,13 @@ def evaluate(
   metrics = {name: float(s / weight) for name, (s, weight) in pairs.items()}
   metrics['count'] = count = int(next(iter(pairs.values()))[1])
   if count < len(loader.source):
-    metrics['skipped'] = len(loader.source) - count
+    metrics['skipped'] = skipped = len(loader.source) - count
+    most = setup.config.data.max_skipped
+    if skipped > most * len(loader.source):
+      raise UserError(
+        f'{skipped:,} of {len(loader.source):,} examples to evaluate cannot be '
+        f'read, more than config.data.max_skipped = {most}.'
+      )
   return metrics
 
 

@@ -183,8 +183,10 @@ def preview(setup: Setup, split: str, number: int, count: int, output: Path):
     count: pictures.
     output: the PNG to write.
   """
-  if number < 0 or count < 1:
-    raise UserError(f'--batch={number}: from 0; --count={count}: from 1.')
+  if not 0 <= number < 2**40 or count < 1:
+    raise UserError(
+      f'--batch={number}: from 0 to {2**40}; --count={count}: from 1.'
+    )
   train = split == 'train'
   source = setup.train_source if train else setup.source(split)
   loader = setup.loader(split, source)
@@ -208,9 +210,10 @@ def preview(setup: Setup, split: str, number: int, count: int, output: Path):
       other = names[batch['other'][row]]
       caption = f'{caption}: {share:.0%},  {other}: {1 - share:.0%}'
     captions.append(caption)
-  pixels = ops.undo(setup.config.data[split].ops, batch['image'][rows])
+  group = split if hasattr(setup.config.data.get(split), 'ops') else 'test'
+  texts = setup.config.data[group].ops
+  pixels = ops.undo(texts, batch['image'][rows])
   title = (
-    f'{setup.config.data.name}, {split}, batch {number}: '
-    f'{" ".join(setup.config.data[split].ops)}'
+    f'{setup.config.data.name}, {split}, batch {number}: {" ".join(texts)}'
   )
   draw_contact_sheet(pixels, captions, title, output)

@@ -6,6 +6,8 @@
 import dataclasses
 from typing import Literal
 
+from absl import logging
+
 from vit_jax.data.folder import Folder
 from vit_jax.data.mixture import Mixture, parse_mixture
 from vit_jax.data.sources import Digits, Source, check_stated, parse_name
@@ -43,6 +45,9 @@ def source_fields(name: str) -> dict[str, Field]:
 
 def _report(broken: tuple[str, ...], on_error: str):
   """All broken files in one message, so that they are mended in one go."""
+  if on_error == 'skip':
+    for text in broken[:5]:
+      logging.warning('left out: %s', text)
   if broken and on_error == 'raise':
     more = f'\n... and {len(broken) - 5} more' if len(broken) > 5 else ''
     raise UserError('\n'.join(broken[:5]) + more)

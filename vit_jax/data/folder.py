@@ -17,7 +17,7 @@ from vit_jax.data.sources import (
   split_base,
   split_range,
 )
-from vit_jax.errors import BadRecord, UserError
+from vit_jax.errors import BadRecord, UserError, did_you_mean
 
 _HEADERS = 20_000  # larger folders are sampled, and decoded as they are read
 
@@ -85,8 +85,11 @@ class Folder:
   ):
     self._path = location(argument)
     if not argument or not self._path.is_dir():
+      beside = self._path.parent
+      near = sorted(p.name for p in beside.iterdir()) if beside.is_dir() else []
       raise UserError(
         f"config.data.name = 'folder:{argument}': no such folder."
+        + did_you_mean(self._path.name, near[:20])
       )
     if not 0 < holdout < 1:
       raise UserError(f'config.data.holdout = {holdout}: a fraction, 0 to 1.')
@@ -158,7 +161,8 @@ class Folder:
     keys = [name for name, _ in self._items[::step]]
     with ThreadPoolExecutor(4) as pool:
       looked = list(pool.map(_try(self._header), keys))
-      good = [x for x in looked if not isinstance(x, BadRecord)]
+      read = [x for x in looked if not isinstance(x, BadRecord)]
+      good = [(size, grey) for size, grey, _ in read]
       if not good:
         raise UserError(f'{self._root}: no picture can be read: {looked[0]}')
       sizes = [size for size, _ in good]
@@ -174,13 +178,15 @@ class Folder:
       path = self._root / name
       size = path.stat().st_size if path.exists() else -1
       sha.update(f'{name} {label} {size}\n'.encode())
-    for image in self._cache or ():
-      sha.update(str(image).encode() if self.broken else image.tobytes())
+    for *_, digest in read:  # of all files, or of a sample of many
+      sha.update(digest)
     self.fingerprint = sha.hexdigest()
 
   def _header(self, name: str):
     path = self._root / name
-    return header(_bytes(path), str(path))
+    data = _bytes(path)
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return *header(data, str(path)), digest
 
   def _decode(self, name: str) -> np.ndarray:
     path = self._root / name

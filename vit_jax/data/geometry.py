@@ -24,7 +24,7 @@ from vit_jax.data.context import (
   Pixels,
   Probability,
 )
-from vit_jax.errors import UserError
+from vit_jax.errors import BadRecord, UserError
 
 cv2.setNumThreads(0)  # the loader's threads are enough
 
@@ -59,10 +59,15 @@ def resize_small(
   image, context: Context, side: Pixels, kernel: Kernel = 'bilinear'
 ):
   """The shorter side to `side` pixels, the other in proportion."""
-  del context
   h, w = image.shape[:2]
   short = min(h, w)
-  return resample.resize(image, (side * h // short, side * w // short), kernel)
+  size = side * h // short, side * w // short
+  if size[0] * size[1] > images.MOST_PIXELS:  # a line, say
+    raise BadRecord(
+      f'{context.key}: {h}x{w} resized to {size[0]}x{size[1]} pixels would be '
+      f'more than {images.MOST_PIXELS:,}. Remove or replace it.'
+    )
+  return resample.resize(image, size, kernel)
 
 
 def _room(op: str, image, context: Context) -> tuple[int, int]:

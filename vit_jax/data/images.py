@@ -12,7 +12,7 @@ from vit_jax.errors import BadRecord
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
 
 # Checked by ourselves: Pillow only warns, and warnings are not thread-safe.
-_MOST_PIXELS = 2**27
+MOST_PIXELS = 2**27
 Image.MAX_IMAGE_PIXELS = None
 
 _ORIENTATION = 0x0112
@@ -28,13 +28,13 @@ _REDUCED = {
 def _open(data: bytes, key: str) -> Image.Image:
   try:
     image = Image.open(io.BytesIO(data))
-  except (OSError, ValueError, SyntaxError) as error:
+  except Exception as error:  # Pillow's readers raise nearly anything
     what = 'an empty file' if not data else 'not an image that can be read'
     raise BadRecord(f'{key}: {what}. Remove or replace it.') from error
-  if image.width * image.height > _MOST_PIXELS:
+  if image.width * image.height > MOST_PIXELS:
     raise BadRecord(
       f'{key}: {image.width}x{image.height} pixels are too many for a picture '
-      f'({_MOST_PIXELS:,} at most). Remove or replace it.'
+      f'({MOST_PIXELS:,} at most). Remove or replace it.'
     )
   return image
 
@@ -50,7 +50,7 @@ def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
     # For a PNG without it, Pillow would decode all to look behind the pixels.
     known = image.format != 'PNG' or 'exif' in image.info
     on_its_side = known and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-  except (OSError, ValueError, SyntaxError) as error:
+  except Exception as error:
     raise BadRecord(
       f'{key}: a damaged image ({error}). Remove or replace it.'
     ) from error
@@ -83,7 +83,7 @@ def _plain_jpeg(data: bytes) -> _Plain | None:
     if marker in (0xC0, 0xC1, 0xC2):  # the frame
       h, w = (data[i] << 8 | data[i + 1] for i in (place + 5, place + 7))
       channels = data[place + 9]
-      sound = 0 < h * w <= _MOST_PIXELS and channels in (1, 3)
+      sound = 0 < h * w <= MOST_PIXELS and channels in (1, 3)
       return _Plain(h, w, channels, place) if sound else None
     place += 2 + length
   return None
@@ -104,7 +104,7 @@ def _first_rows(data: bytes, plain: _Plain, rows: int) -> bytes:
   """
   place, h = plain.frame, rows + _SPARE_ROWS
   sampling = data[place + 11 : place + 10 + 3 * plain.channels : 3]
-  block = 8 * max(s & 15 for s in sampling)
+  block = 8 * max((s & 15 for s in sampling), default=0)
   simple = data[place + 1] != 0xC2 and data[-2:] == b'\xff\xd9'
   if (
     not simple or not 8 <= block <= 16 or -(-h // block) >= -(-plain.h // block)
@@ -188,7 +188,7 @@ def decode(
       white = Image.new('RGBA', image.size, 'white')
       image = Image.alpha_composite(white, image)
     pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
-  except (OSError, ValueError, SyntaxError, EOFError) as error:
+  except Exception as error:
     raise BadRecord(
       f'{key}: a damaged image ({error}). Remove or replace it.'
     ) from error

@@ -96,8 +96,16 @@ class Loader:
     batch['label'][row], batch['mask'][row] = example['label'], 1
 
   def _fill(self, batch: Batch, row: int, epoch: int, record: int, repeat: int):
-    """Trains on another record, drawn by the number of the one skipped."""
-    chosen = record
+    """Trains on another record, drawn by the number of the one skipped.
+
+    Of the same source, so that a mixture keeps its shares.
+    """
+    chosen, first, length = record, 0, len(self.source)
+    for size, _ in getattr(self.source, 'parts', ()):
+      if record < first + size:
+        length = size
+        break
+      first += size
     for attempt in range(100):
       try:
         return self._put(batch, row, epoch, chosen, repeat)
@@ -105,7 +113,8 @@ class Loader:
         if self.on_error == 'raise' or attempt == 99:
           raise
         logging.log_first_n(logging.WARNING, 'skipped: %s', 10, error)
-        chosen = hash64(self.seed, epoch, record, attempt) % len(self.source)
+        drawn = hash64(self.seed, epoch, record, attempt)
+        chosen = first + drawn % length
         batch['skipped'][row] = 1
 
   def _fill_eval(self, batch: Batch, row: int, record: int):

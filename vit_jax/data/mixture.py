@@ -1,6 +1,7 @@
 """Several sources as one: 'folder:/a*0.7+tar:/b/*.tar*0.3'."""
 
 import hashlib
+import math
 import re
 
 import numpy as np
@@ -8,7 +9,14 @@ import numpy as np
 from vit_jax.data.sources import Record, Source
 from vit_jax.errors import UserError
 
-_WEIGHTED = re.compile(r'(.+?)\*\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:\+\s*|$)')
+_WEIGHTED = re.compile(
+  r'(.+?)\*\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)(%?)\s*(?:\+\s*|$)'
+)
+# Signs of a mixture that is none: a second source, or a weight below 0.
+_MEANT = re.compile(
+  r'[+,]\s*(digits\b|folder:|tar:|tfds:)|\*\s*-[\d.]+%?\s*(\+|$)'
+)
+_LEAST = 2**-16  # of a block of examples; order.py
 
 
 def parse_mixture(name: str) -> list[tuple[str, float]]:
@@ -18,14 +26,17 @@ def parse_mixture(name: str) -> list[tuple[str, float]]:
     UserError: a weight of 0, or a part without one.
   """
   found = list(_WEIGHTED.finditer(name))
-  if not found:
+  if not found and not _MEANT.search(name):
     return [(name, 1.0)]
   parts = [(m[1].strip(), float(m[2])) for m in found]
   whole = ''.join(m[0] for m in found) == name and name[-1] != '+'
-  if not whole or not all(weight for _, weight in parts):
+  total = sum(weight for _, weight in parts)
+  few = [w for _, w in parts if not w >= _LEAST * total]
+  if not whole or not 0 < total < math.inf or few:
     raise UserError(
       f'config.data.name = {name!r}: a mixture gives each source a weight '
-      "above 0, as in 'folder:/a*0.7+folder:/b*0.3'."
+      "above 0, as in 'folder:/a*0.7+folder:/b*0.3', and none less than one "
+      'example of 65,536.'
     )
   return parts
 

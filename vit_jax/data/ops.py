@@ -58,6 +58,23 @@ def _bind(field: str, text: str) -> Callable:
   return functools.partial(OPS[name], **values)
 
 
+# Ops that do not mind what the pixels are.
+_ANY = ('flip', 'central_crop', 'random_crop', 'random_erasing')
+_TO_FLOAT = ('range', 'normalize')
+
+
+def _check_order(field: str, texts: Sequence[str], names: list[str]):
+  """Raises UserError for an op that wants bytes after one that makes floats."""
+  made = None
+  for text, name in zip(texts, names, strict=True):
+    if made and name not in _ANY:
+      raise UserError(
+        f'{field}: {text!r} after {made!r}, which leaves floats, not bytes; '
+        'put it before.'
+      )
+    made = text if name in _TO_FLOAT else made
+
+
 def _name(text: str) -> str:
   return text.partition('(')[0].strip()
 
@@ -75,8 +92,12 @@ class Pipeline:
   def __init__(self, field: str, texts: Sequence[str], on_device: bool = False):
     functions = [_bind(field, text) for text in texts]
     names = [_name(text) for text in texts]
+    _check_order(field, texts, names)
     self._last, self.affine = None, None
-    if names and names[-1] in ('range', 'normalize'):
+    for text, function, name in zip(texts, functions, names, strict=True):
+      if name in _TO_FLOAT:
+        _levels(field, text, function)
+    if names and names[-1] in _TO_FLOAT:
       self._last = functions.pop()
       self._table = table = _levels(field, texts[-1], self._last)
       if on_device:
@@ -127,9 +148,17 @@ def _levels(field: str, text: str, function: Callable) -> np.ndarray:
   for channels in (1, 3):
     levels = np.arange(256, dtype=np.uint8)[:, None, None].repeat(channels, 2)
     try:
-      return function(levels, Context((256, 1), channels))[:, 0]
+      with np.errstate(all='ignore'):
+        table = function(levels, Context((256, 1), channels))[:, 0]
     except UserError:  # of another number of channels
       continue
+    if not np.isfinite(table).all() or (table[0] >= table[255]).any():
+      raise UserError(
+        f'{field}: {text!r} makes {table[0].tolist()} of black and '
+        f'{table[255].tolist()} of white: two numbers are needed, the first '
+        'one smaller.'
+      )
+    return table
   raise UserError(f'{field}: {text!r}: give one number, or one a channel.')
 
 
@@ -182,9 +211,7 @@ def undo(
 ) -> UInt8[np.ndarray, '*n h w c']:
   """The pictures of which ops, by a 'range' or a 'normalize', made floats."""
   names = [_name(text) for text in texts]
-  last = max(
-    (i for i, n in enumerate(names) if n in ('range', 'normalize')), default=-1
-  )
+  last = max((i for i, n in enumerate(names) if n in _TO_FLOAT), default=-1)
   affine = build('ops', texts[: last + 1], on_device=True).affine
   scale, offset = affine or (1.0, 0.0)
   pixels = (images - offset) / scale

@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
@@ -33,7 +34,9 @@ class Source(Protocol):
   classes: tuple[str, ...]  # names, in the order of the labels
   size: tuple[int, int]  # (h, w) to train at if the config does not say
   channels: int
-  fingerprint: str  # changes when the data do
+  # Changes with names, sizes or labels; with bytes of all records, or of a
+  # sample where there are many.
+  fingerprint: str
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Record: ...
@@ -56,14 +59,16 @@ def location(text: str) -> Any:
   from upath import UPath  # only here: its import takes a while
 
   try:
-    return UPath(text)
+    path = UPath(text)
+    _ = path.fs  # its package is imported here, not at the first read
+    return path
   except (ImportError, ValueError) as error:
     raise UserError(f'{text} cannot be opened: {error}.') from error
 
 
 def place_of(name: str) -> int:
   """64 bits of the hash of a name: a place that no other record changes."""
-  hashed = hashlib.sha256(name.encode()).digest()[:8]
+  hashed = hashlib.sha256(os.fsencode(name)).digest()[:8]
   return int.from_bytes(hashed, 'big')
 
 

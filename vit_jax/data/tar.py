@@ -21,6 +21,7 @@ from vit_jax.data.sources import Record, split_base, split_range
 from vit_jax.data.tar_index import index_of, open_shards
 from vit_jax.errors import BadRecord, UserError
 
+_SPARSE = 100_000  # a label from here on is a mistake, if most are not used
 _SAMPLE = 64  # pictures of which the headers tell size and channels
 
 
@@ -59,6 +60,11 @@ class Tar:
       )
     self._load('train')
     self.classes = self._name_classes()
+    if len(self.classes) < 2:
+      raise UserError(
+        f"'tar:{argument}': all labels are {self.classes[0]!r}; at least two "
+        'classes are needed.'
+      )
     if not held and base != 'train':
       self._load(base)
     self._labels = self._number_labels()
@@ -75,7 +81,11 @@ class Tar:
     """The shards of a split and their indices, one after the other."""
     others = ('val', 'validation') if base == 'test' else ()
     for name in (base, *others):
-      fs, shards = open_shards(self._pattern.replace('{split}', name))
+      fs, shards = open_shards(
+        self._pattern.replace('{split}', name),
+        # Of a range for all splits, the others may have less.
+        whole=name == 'train',
+      )
       if shards:
         break
     else:
@@ -114,7 +124,14 @@ class Tar:
     beside = self._shards[0].rpartition('/')[0] + '/classes.txt'
     if self._fs.exists(beside):
       return tuple(self._fs.cat_file(beside).decode().splitlines())
-    return tuple(map(str, range(1 + max(map(int, texts)))))
+    most = max(texts, key=int)
+    if int(most) >= max(_SPARSE, 100 * len(texts)):
+      raise UserError(
+        f"'tar:{self._pattern}': label {most} among {len(texts)} different "
+        'ones: number the classes from 0, or write classes.txt beside the '
+        'shards, a name a line.'
+      )
+    return tuple(map(str, range(1 + int(most))))
 
   def _number_labels(self) -> np.ndarray:
     known = {name: number for number, name in enumerate(self.classes)}
@@ -134,10 +151,11 @@ class Tar:
   def _survey(self):
     """Size and channels of some, and the fingerprint of all."""
     step = max(1, len(self) // _SAMPLE)
-    looked = []
+    looked, sha = [], hashlib.sha256(repr(self.classes).encode())
     for index in range(0, len(self), step):
       try:
         record = self[index]
+        sha.update(record['image'])
         looked.append(header(record['image'], record['key']))
       except BadRecord:
         continue
@@ -146,7 +164,6 @@ class Tar:
     self.channels = 1 if all(grey for _, grey in looked) else 3
     side = min(64, round(statistics.median(min(s) for s, _ in looked)))
     self.size = (side, side)
-    sha = hashlib.sha256(repr(self.classes).encode())
     for shard, index in zip(self._shards, self._indices, strict=True):
       sha.update(shard.rpartition('/')[2].encode())
       for key in ('place', 'size', 'offset'):

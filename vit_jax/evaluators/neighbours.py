@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data.context import Pixels, Positive
 from vit_jax.errors import UserError
 from vit_jax.evaluators.view import View
 
-_BLOCK, _ROWS = 65536, 1024  # training examples, and queries, at a time
+_BLOCK, _ROWS = 65536, 8192  # training examples, and queries, at a time
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -30,6 +31,8 @@ def neighbours(
 ) -> tuple[np.ndarray, np.ndarray]:
   """(cosine, label) of the k nearest, each (n, k), the nearest first.
 
+  The queries are divided over this host's devices.
+
   Args:
     queries: (n, D).
     train: (m, D), m at least k.
@@ -40,19 +43,20 @@ def neighbours(
     x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     for x in (queries, train)
   )
-  found = []
+  devices = np.array(jax.local_devices())
+  divided = NamedSharding(Mesh(devices, ('rows',)), PartitionSpec('rows'))
+  found, count = [], len(queries)
+  queries = np.pad(queries, ((0, -count % len(devices)), (0, 0)))
   for start in range(0, len(queries), _ROWS):
-    rows = queries[start : start + _ROWS]
-    best = (
-      np.full((len(rows), k), -np.inf, np.float32),
-      np.zeros((len(rows), k), np.int32),
-    )
+    rows = jax.device_put(queries[start : start + _ROWS], divided)
+    likeness = np.full((len(rows), k), -np.inf, np.float32)
+    best = likeness, np.zeros((len(rows), k), np.int32)
     for first in range(0, len(train), _BLOCK):
       part = slice(first, first + _BLOCK)
       best = _nearer(best, rows, train[part], labels[part], k)
     found.append(jax.device_get(best))
   likeness, labels = (np.concatenate(x) for x in zip(*found, strict=True))
-  return likeness, labels
+  return likeness[:count], labels[:count]
 
 
 def vote(
