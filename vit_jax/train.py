@@ -17,7 +17,15 @@ from typing import Any
 import jax
 import ml_collections
 
-from vit_jax import checkpoint, distributed, finetune, rollback, trees, workdir
+from vit_jax import (
+  checkpoint,
+  distributed,
+  finetune,
+  recipe,
+  rollback,
+  trees,
+  workdir,
+)
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, predictions
@@ -203,6 +211,8 @@ def _loop(
   terminal = Terminal(setup.total, start, primary)
   if failed is None:
     terminal.say(setup.describe(trees.count(state.params)))
+    for line in recipe.words(setup):
+      terminal.say(line)
     if start:
       terminal.say(f'resuming after step {start}')
   else:
