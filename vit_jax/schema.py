@@ -52,7 +52,9 @@ def describe(hint: Any) -> str:
   if typing.get_origin(hint) is tuple:
     args = typing.get_args(hint)
     if args[-1] is Ellipsis:
-      return f'a tuple of {describe(args[0]).partition(" ")[2]}s'
+      one = describe(args[0])
+      plural = one if one[0] == '(' else one.partition(' ')[2] + 's'
+      return f'a tuple of {plural}'
     return '(' + ', '.join(describe(h) for h in args) + ')'
   words = {int: 'an int', float: 'a number', str: 'a string', bool: 'a bool'}
   return words.get(hint, getattr(hint, '__name__', str(hint)))
@@ -71,19 +73,25 @@ def _accepts(hint: Any, kind: type) -> bool:
   return kind in members
 
 
+def _tuples(value: Any, hint: Any) -> Any:
+  """Lists as tuples, as deep as they go, and ints as floats that `hint` has."""
+  if isinstance(value, list | tuple):
+    hints = typing.get_args(hint) if typing.get_origin(hint) is tuple else ()
+    if hints[1:] == (Ellipsis,):
+      hints = hints[:1] * len(value)
+    hints += (None,) * (len(value) - len(hints))
+    return tuple(map(_tuples, value, hints))
+  return float(value) if type(value) is int and hint is float else value
+
+
 def coerce(path: str, value: Any, hint: Any) -> Any:
   """The value as the field's type: 1 -> 1.0, 1e3 -> 1000, [..] -> (..).
 
   Raises:
     UserError: it is of another type, or not among the choices.
   """
-  if isinstance(value, list):
-    value = tuple(value)
-  if isinstance(value, tuple) and hint == tuple[float, ...]:
-    value = tuple(float(x) if type(x) is int else x for x in value)
-  if type(value) is int and hint is float:
-    value = float(value)
-  elif isinstance(value, float) and value.is_integer() and hint is not float:
+  value = _tuples(value, hint)
+  if isinstance(value, float) and value.is_integer() and hint is not float:
     value = int(value)
   if isinstance(value, bool) and not _accepts(hint, bool):
     pass  # a bool is an int to Python, not to us

@@ -142,6 +142,7 @@ def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
   sources = {name: setup.source(name) for name in setup.evaluations}
   evaluations = {n: setup.loader(n, source) for n, source in sources.items()}
   batches = setup.loader('train', setup.train_source)
+  _ = setup.abstract_state  # refuses what does not fit, before it is written
   if distributed.primary():
     workdir.write_provenance(path, setup.info)
     workdir.write_json(path / 'config.json', config_lib.to_json(setup.config))

@@ -12,6 +12,11 @@ from vit_jax.models.mlp import Gelu, Mlp
 Pool = Literal['cls', 'mean', 'cls_mean', 'map', 'none']
 
 
+def is_head(path: str) -> bool:
+  """Whether a parameter is of a classifier: replaced with the classes."""
+  return path.split('/')[0] in ('head', 'distill_head')
+
+
 class AttentionPool(nn.Module):
   """One learned query attends to all tokens, then an MLP (MAP).
 

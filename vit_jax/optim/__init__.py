@@ -1,5 +1,6 @@
 """Optimizers and schedules. `OPTIMIZERS`: what `config.optim.name` may be."""
 
-from vit_jax.optim.chain import OPTIMIZERS, make
+from vit_jax.optim.chain import make
+from vit_jax.optim.optimizers import OPTIMIZERS
 
 __all__ = ['OPTIMIZERS', 'make']

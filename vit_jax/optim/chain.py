@@ -1,49 +1,16 @@
-"""The optimizer as a chain: clip, scale, decay, learning rate."""
+"""The optimizer as a chain: clip, scale, decay, learning rate, groups."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from vit_jax import trees
 from vit_jax.errors import UserError, check_choice
-from vit_jax.optim import schedules
+from vit_jax.optim import groups, schedules
+from vit_jax.optim.optimizers import AFTER_DECAY, OPTIMIZERS
 
 Schedule = Callable[[Any], jax.Array]
-
-
-# Of the first moment at rest: bfloat16 saves two bytes a parameter. The second
-# one stays: bfloat16's 8 bits would lose its small changes.
-Moments = Literal['float32', 'bfloat16']
-
-
-def adamw(
-  *,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  moments: Moments = 'float32',
-) -> optax.GradientTransformation:
-  """Adam's scaling; the decay is decoupled (arXiv 1412.6980, 1711.05101)."""
-  return optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=moments)
-
-
-def sgd(
-  *, momentum: float = 0.9, nesterov: bool = False, moments: Moments = 'float32'
-) -> optax.GradientTransformation:
-  """Momentum: m <- momentum * m + g; the decay is decoupled here too."""
-  return optax.trace(
-    decay=momentum, nesterov=nesterov, accumulator_dtype=moments
-  )
-
-
-OPTIMIZERS = {'adamw': adamw, 'sgd': sgd}
-
-
-def decayed(params: Any) -> Any:
-  """True for kernels: no decay of biases, norms, positions and CLS."""
-  return trees.map_paths(lambda name, _: name.endswith('kernel'), params)
 
 
 def make(
@@ -58,6 +25,10 @@ def make(
   final_lr: float = 0.0,
   weight_decay: float = 0.05,
   clip: float = 1.0,
+  rates: groups.Pairs = (),
+  decays: groups.Pairs = groups.KERNELS,
+  layer_decay: float = 1.0,
+  head_warmup: str = '0 steps',
   **options,
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """The transformation, and the learning rate by step.
@@ -73,10 +44,16 @@ def make(
     final_lr: of 'cosine' and 'linear', as a fraction of the peak.
     weight_decay: times the learning rate, subtracted from kernels each step.
     clip: largest global norm of the gradient; 0: no clipping.
+    rates: multipliers of the learning rate, decay included, see groups.py; 0
+      freezes.
+    decays: multipliers of `weight_decay`; what matches none has none.
+    layer_decay: of the learning rate from block to block, see groups.scaled.
+    head_warmup: duration in which only heads are updated.
     **options: the optimizer's own keyword parameters.
 
   Raises:
-    UserError: a rate below 0, a warm-up longer than the run.
+    UserError: a rate below 0, a warm-up longer than the run, a pattern that
+      is none; by `init`, one that matches nothing.
   """
   check_choice('config.optim.name', name, OPTIMIZERS)
   for field, value in (
@@ -87,9 +64,16 @@ def make(
   ):
     if value < 0:
       raise UserError(f'config.optim.{field} = {value} is negative.')
+  if not 0 < layer_decay <= 1:
+    raise UserError(
+      f'config.optim.layer_decay = {layer_decay}: above 0, at most 1 (none).'
+    )
+  groups.check('rates', rates)
+  groups.check('decays', decays)
   steps = {
     'warmup': to_steps_of(warmup, 'config.optim.warmup'),
     'cooldown': to_steps_of(cooldown, 'config.optim.cooldown'),
+    'head_warmup': to_steps_of(head_warmup, 'config.optim.head_warmup'),
   }
   for field, value in steps.items():
     if value > total:
@@ -97,13 +81,18 @@ def make(
         f'config.optim.{field} = {value} steps, but the run has {total}. '
         "Shorten it, for example to '10%'."
       )
+  waits = groups.heads_first(steps.pop('head_warmup'))
   rate = schedules.schedule(
     schedule, peak=lr, total=total, final=final_lr, **steps
   )
-  parts = [
+  links = [
     optax.clip_by_global_norm(clip) if clip else optax.identity(),
     OPTIMIZERS[name](**options),
-    optax.add_decayed_weights(weight_decay, mask=decayed),
+    *groups.decayed(weight_decay, decays),
+    *(link() for link in AFTER_DECAY.get(name, ())),
     optax.scale_by_learning_rate(rate),
   ]
-  return optax.chain(*parts), rate
+  optimizer = optax.chain(
+    *groups.frozen(rates, links), *groups.scaled(rates, layer_decay), *waits
+  )
+  return groups.checked(optimizer, rates=rates, decays=decays), rate

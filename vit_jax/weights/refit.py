@@ -5,19 +5,14 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.models.heads import is_head
 from vit_jax.models.patches import grid
 from vit_jax.models.variants import parse
 from vit_jax.models.vit import ViT
 from vit_jax.weights.mapping import abstract_params
 from vit_jax.weights.resample import Kernel, resize_patches, resize_positions
 
-HEADS = ('head', 'distill_head')
 Change = Callable[[str, np.ndarray], np.ndarray]
-
-
-def is_head(path: str) -> bool:
-  """Whether a parameter is replaced with the classes."""
-  return path.split('/')[0] in HEADS
 
 
 def refit(
