@@ -16,6 +16,7 @@ def get_config():
   config.eval_every = '10ep'
   config.save_every = '10ep'
   config.ema = 0.99
+  config.recipe.update(batch_size=32, total='100ep')
 
   config.model.variant = 'Ti/2'
   config.model.width = 96

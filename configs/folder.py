@@ -20,6 +20,7 @@ def get_config():
   config.total = '40ep'
   config.batch_size = 32
   config.ema = 0.995
+  config.recipe.update(batch_size=32, total='40ep')
 
   config.model.variant = 'Ti/4'
   config.model.width = 96

@@ -18,6 +18,7 @@ def get_config():
   config.eval_every = '5ep'
   config.save_every = '10ep'
   config.ema = 0.99
+  config.recipe.update(batch_size=32, total='30ep')
 
   config.model.variant = 'R+Ti/8'
   config.model.width = 96

@@ -2,13 +2,13 @@
 
   python -m vit_jax plan --config=configs/vit_22b.py --topology=v5p:8x8x8
 
-Expected: not run here; docs/scaling.md has its plan. Width 6144, depth 48, MLP
-24576, 48 heads, normalised queries and keys, no biases of queries, keys and
-values, a MAP head; batch and steps are the paper's, and as many examples and
-classes as its private JFT-4B are stated. The paper's blocks have attention and
-MLP side by side, for 15 % more speed; ours, one after the other, have the same
-products and as many parameters. It trains with Adafactor; here AdamW holds two
-numbers for each parameter.
+Expected: not known. Run here: no; docs/scaling.md has its plan.
+Width 6144, depth 48, MLP 24576, 48 heads, normalised queries and keys, no
+biases of queries, keys and values, a MAP head; batch and steps are the paper's,
+and as many examples and classes as its private JFT-4B are stated. The paper's
+blocks have attention and MLP side by side, for 15 % more speed; ours, one after
+the other, have the same products and as many parameters. It trains with
+Adafactor; here AdamW holds two numbers for each parameter.
 """
 
 from vit_jax import defaults
@@ -21,6 +21,7 @@ def get_config():
   config.size = 224
   config.eval_every = '10k steps'
   config.save_every = '1k steps'
+  config.recipe.update(batch_size=65_536, total='177k steps')
   config.mesh.data = 1
   config.mesh.fsdp = -1
 

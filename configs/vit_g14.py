@@ -2,10 +2,11 @@
 
   python -m vit_jax plan --config=configs/vit_g14.py --topology=v5p:4x4x4
 
-Expected: not run here; docs/scaling.md has its plan. The paper's data, JFT-3B,
-are private: here it is the 14.2 million pictures of ImageNet-21k, as tar shards
-in PATH. Shape, MAP head, sigmoid loss and the schedule's form are the paper's;
-rates and length are untuned. It trains with Adafactor, we with AdamW.
+Expected: not known. Run here: no; docs/scaling.md has its plan.
+The paper's data, JFT-3B, are private: here it is the 14.2 million pictures of
+ImageNet-21k, as tar shards in PATH. Shape, MAP head, sigmoid loss and the
+schedule's form are the paper's; rates and length are untuned. It trains with
+Adafactor, we with AdamW.
 """
 
 from vit_jax import defaults
@@ -18,6 +19,7 @@ def get_config():
   config.size = 224
   config.eval_every = '5ep'
   config.save_every = '5k steps'
+  config.recipe.update(batch_size=4096, total='90ep')
   config.mesh.data = 1
   config.mesh.fsdp = -1
 

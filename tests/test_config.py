@@ -12,7 +12,7 @@ import flax.linen as nn
 import pytest
 
 from vit_jax import config, data, sharding
-from vit_jax.defaults import RESUMABLE, Defaults, Mesh
+from vit_jax.defaults import RESUMABLE, Defaults, Mesh, Recipe
 from vit_jax.errors import UserError
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
@@ -55,9 +55,10 @@ def test_digits_makes_a_setup(small_config):
 def test_the_defaults_are_a_config():
   loaded = load()
   for field in dataclasses.fields(Defaults):
-    if field.name != 'mesh':
+    if field.name not in ('mesh', 'recipe'):
       assert loaded[field.name] == field.default
   assert loaded.mesh.to_dict() == dataclasses.asdict(Mesh())
+  assert loaded.recipe.to_dict() == dataclasses.asdict(Recipe())
   assert {name for name in RESUMABLE if '.' not in name} <= set(loaded)
 
 
@@ -306,18 +307,17 @@ def test_a_file_that_is_not_there(root, file, monkeypatch):
 # --- Every field is read ---
 
 
-def _is_config(node):
-  name = getattr(node, 'attr', getattr(node, 'id', ''))
-  return name == 'config'
+def _is(node, group):
+  return getattr(node, 'attr', getattr(node, 'id', '')) == group
 
 
-def reads(source):
+def reads(source, group='config'):
   """What a module reads of a config: config.X, config['X'], f(..., 'X')."""
   found = set()
   for node in ast.walk(ast.parse(source)):
-    if isinstance(node, ast.Attribute) and _is_config(node.value):
+    if isinstance(node, ast.Attribute) and _is(node.value, group):
       found.add(node.attr)
-    elif isinstance(node, ast.Subscript) and _is_config(node.value):
+    elif isinstance(node, ast.Subscript) and _is(node.value, group):
       found |= {getattr(node.slice, 'value', None)}
     elif isinstance(node, ast.Call):
       found |= {getattr(arg, 'value', None) for arg in node.args}
@@ -364,6 +364,10 @@ def test_every_top_level_field_is_read(root):
   assert {field.name for field in dataclasses.fields(Mesh)} == set(
     sharding.AXES
   )
+  promises = {field.name for field in dataclasses.fields(Recipe)}
+  read = reads((root / 'vit_jax' / 'recipe.py').read_text(), 'recipe')
+  assert promises - read == set()
+  assert promises - reads('recipe.total', 'recipe')  # the control
 
 
 # Not by the function itself, but as config.data.X by who calls it.

@@ -22,6 +22,7 @@ PAGES = [
   'docs/data.md',
   'docs/scaling.md',
   'docs/launch.md',
+  'docs/recipes.md',
 ]
 
 

@@ -7,6 +7,7 @@ an optimizer makes it a config field; there is no second list.
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import traceback
 import typing
@@ -139,6 +140,8 @@ def _get_config(path: Path, argument: str | None) -> Mapping[str, Any]:
   if not hasattr(module, 'get_config'):
     raise UserError(f'{path} has no function get_config().')
   args = () if argument is None else (argument,)
+  if args and not inspect.signature(module.get_config).parameters:
+    raise UserError(f'--config={path}:{argument}: it takes no argument.')
   result = call(path, module.get_config, *args)
   if not isinstance(result, Mapping | ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config() returned {type(result).__name__}.')

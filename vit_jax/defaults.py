@@ -22,6 +22,18 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What the other values were chosen for; a run that differs says so."""
+
+  batch_size: int = 0  # that optim.lr is for; 0: nothing is promised
+  total: str = ''  # length of the run; '': nothing is promised
+  devices: int = 0  # 0: any number
+  # How the learning rate follows the batch: not; or times batch_size /
+  # recipe.batch_size, or its square root.
+  scale: Literal['none', 'linear', 'sqrt'] = 'none'
+
+
+@dataclasses.dataclass(frozen=True)
 class Defaults:
   """Top-level fields."""
 
@@ -31,6 +43,7 @@ class Defaults:
   size: int | tuple[int, int] = 0  # image side or (h, w); 0: the source's own
   channels: int = 0  # 1 or 3; 0: the source's own
   mesh: Mesh = Mesh()
+  recipe: Recipe = Recipe()
   accumulate: int = 1  # micro-batches a step; the same update but for dropout
   ema: float = 0.0  # decay of the averaged parameters; 0: none
   eval_every: str = '5ep'
@@ -61,6 +74,8 @@ RESUMABLE = (
   'wandb',
   'on_nonfinite',
   'max_rollbacks',
+  'recipe.total',
+  'recipe.devices',
   'data.workers',
   'data.cache_mb',
   'data.index_dir',

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import ml_collections
 from absl import logging
 
-from vit_jax import durations, evaluators, models, optim, sharding, tasks
+from vit_jax import (
+  durations,
+  evaluators,
+  models,
+  optim,
+  recipe,
+  sharding,
+  tasks,
+)
 from vit_jax import step as step_lib
 from vit_jax.data import (
   SOURCES,
@@ -75,6 +83,7 @@ class Setup:
     model: the linen module.
     task: of tasks.TASKS.
     total: steps of the run.
+    lr: peak learning rate, as scaled by the recipe.
     optimizer, rate: optax's transformation, learning rate by step.
   """
 
@@ -135,8 +144,12 @@ class Setup:
     self.total = self.steps(config.total, 'config.total')
     if self.total < 1:
       raise UserError(f'config.total = {config.total!r}: no steps at all.')
+    self.lr = recipe.rate(config)
     self.optimizer, self.rate = optim.make(
-      config.optim.name, self.total, self.steps, **_fields(config.optim)
+      config.optim.name,
+      self.total,
+      self.steps,
+      **_fields(config.optim) | {'lr': self.lr},
     )
     self.apply = step_lib.make_apply(self.model)
 

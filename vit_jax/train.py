@@ -19,6 +19,7 @@ from vit_jax import (
   checkpoint,
   distributed,
   finetune,
+  recipe,
   result,
   rollback,
   trees,
@@ -175,6 +176,8 @@ def _loop(
   terminal = Terminal(setup.total, start, primary)
   if failed is None:
     terminal.say(setup.describe(trees.count(state.params)))
+    for line in recipe.words(setup):
+      terminal.say(line)
     if start:
       terminal.say(f'resuming after step {start}')
   else:

@@ -58,7 +58,8 @@ def run(
   wanted = [topologies.parse(name) for name in names]
   topologies.prepare(wanted)
   full = finetune.adopt(config, Path(os.devnull))
-  info, model = Setup(full, stated_info(full)).info, full.model
+  first = Setup(full, stated_info(full))
+  info, model = first.info, full.model
   reports = []
   with Progress(len(wanted)) as progress:
     for topology in wanted:
@@ -82,5 +83,6 @@ def run(
     'size': list(info.size),
     'classes': len(info.classes),
     'examples': info.examples,
+    'learning_rate': first.lr,
     'plans': reports,
   }

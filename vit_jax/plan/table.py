@@ -161,7 +161,7 @@ def show(result: Report):
   title = (
     f'{result["model"]}, {result["parameters"]:,} parameters; '
     f'{result["examples"]:,} examples of {result["classes"]:,} classes at '
-    f'{h}x{w}'
+    f'{h}x{w}; learning rate {result["learning_rate"]:.4g}'
   )
   columns = [_rows(report) for report in reports]
   table = Table(title=title, title_justify='left', box=None, padding=(0, 2))
