@@ -164,7 +164,7 @@ def test_config_files(fails, tmp_path, name, text, says):
     (['train', '--workdir=W', '--config=digits.py'], "'configs/digits.py'?"),
     (
       ['train', '--workdir=W', DIGITS + ':3'],
-      'get_config() takes 0 positional',
+      'it takes no argument',
     ),
     (['train', DIGITS], 'arguments are required: --workdir'),
     (['train', '--workdir=W', '--workdr=V'], "Did you mean '--workdir'?"),
