@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.test_train import digest_of
-from vit_jax import workdir, writers
+from vit_jax import cli, workdir, writers
 
 TIMEOUT = 5  # seconds until a silent process is taken for dead
 
@@ -289,6 +289,14 @@ def test_all_pass_over_a_damaged_checkpoint(two, tmp_path, root, flags):
     (['--coordinator=h:1', '--processes=2', '--process=2'], 'give all three'),
     (['--coordinator=h', '--processes=2', '--process=0'], 'write HOST:PORT'),
     (
+      ['--coordinator=127.0.0.1:99999', '--processes=2', '--process=1'],
+      'a port from 1 to 65535',
+    ),
+    (
+      ['--coordinator=nohost.invalid:123', '--processes=2', '--process=1'],
+      "the host 'nohost.invalid' is not known",
+    ),
+    (
       ['--coordinator=h:1', '--processes=2', '--process=0', '--peer_timeout=0'],
       '--peer_timeout=0: at least 1 second',
     ),
@@ -330,3 +338,43 @@ def test_others_that_do_not_come(process, tmp_path, root):
   assert done.returncode == 75, done.stderr
   assert 'vit_jax: not all processes came to the coordinator' in done.stderr
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_port_in_use(capsys, tmp_path):
+  with socket.socket() as other:
+    other.bind(('0.0.0.0', 0))
+    other.listen()
+    port = other.getsockname()[1]
+    flags = [f'--coordinator=127.0.0.1:{port}', '--processes=2', '--process=0']
+    flags += ['--config=configs/digits.py', f'--workdir={tmp_path / "w"}']
+    assert cli.main(['train', *flags]) == 2
+  assert f'port {port} of this host is in use' in capsys.readouterr().err
+
+
+def test_a_signal_while_it_waits_for_the_others(root, tmp_path):
+  """It leaves at once: JAX waits in C++, where Python's handlers do not run."""
+  flags = [f'--coordinator=127.0.0.1:{_port()}', '--processes=2']
+  flags += ['--process=0', '--config=configs/digits.py']
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'vit_jax', 'train', *flags, f'--workdir={tmp_path}'],
+    cwd=root,
+    stderr=subprocess.PIPE,
+  )
+  status = f'/proc/{process.pid}/task'
+  while len(os.listdir(status)) < 2 or not _waits(process.pid):
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  error = process.communicate(timeout=30)[1].decode()
+  assert process.returncode == 75
+  assert 'vit_jax: SIGTERM while waiting for the other processes' in error
+
+
+def _waits(pid):
+  """Whether the signals' thread is there."""
+  with contextlib.suppress(OSError):
+    for task in os.listdir(f'/proc/{pid}/task'):
+      with open(f'/proc/{pid}/task/{task}/status') as file:
+        blocked = next(x for x in file if x.startswith('SigBlk')).split()[1]
+      if int(blocked, 16) >> (signal.SIGTERM - 1) & 1:
+        return True
+  return False

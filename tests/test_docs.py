@@ -159,7 +159,14 @@ def test_files_to_launch_by(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'codes, last', [([0, 0], 0), ([0, 2], 2), ([0, 75, 255, 0], 0), ([1], 1)]
+  'codes, last',
+  [
+    ([0, 0], 0),
+    ([0, 2], 2),
+    ([0, 75, 255, 0], 0),
+    ([1], 1),
+    ([0, 255, 1, 255, 1, 1], 1),
+  ],
 )
 def test_tpu_vm_starts_again_unless_it_is_a_mistake(
   codes, last, root, tmp_path

@@ -595,3 +595,14 @@ def test_plan_opens_no_data(root, monkeypatch):
 
 
 REPORT = {'parameters': 1, 'fits': False}
+
+
+@pytest.mark.parametrize(
+  'text, near',
+  [('v5e:4x4x4', '4x4'), ('v5e:2x6', '2x4'), ('v5p:4x4', '4x4x4')],
+)
+def test_slices_that_do_not_exist(text, near):
+  """libtpu ends the process for some, and plans others."""
+  with pytest.raises(UserError, match=f'has no slices of .*{near}'):
+    topologies.parse(text)
+  topologies.parse(f'{text.partition(":")[0]}:{near}')

@@ -238,3 +238,17 @@ def test_every_rule_and_every_kernel():
   assert 'encoder/blocks/mlp/down/kernel' in left
   _, idle = unmatched([*sharding.RULES, ('mlp/sideways$', ('fsdp',))])
   assert idle == {'mlp/sideways$'}
+
+
+def test_what_does_not_divide_is_told(caplog, monkeypatch):
+  monkeypatch.setattr(sharding, '_SAID', set())
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 8, 'tensor': 1})
+  shapes = {'embed': {'linear': {'kernel': jnp.zeros((12, 36))}}}
+  with caplog.at_level('WARNING'):
+    for _ in range(2):
+      sharding.shard(shapes, mesh)
+  assert caplog.text.count('fsdp=8 does not divide 12') == 1
+  assert 'embed/linear/kernel' in caplog.text
+  caplog.clear()
+  sharding.shard({'embed': {'linear': {'kernel': jnp.zeros((16, 36))}}}, mesh)
+  assert not caplog.text

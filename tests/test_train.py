@@ -457,6 +457,29 @@ def test_a_full_disk(whole, tmp_path):
   assert digest_of(path) == digest_of(uninterrupted)
 
 
+def test_a_disk_that_fills_up_under_tensorboard(
+  whole, tmp_path, monkeypatch, capsys
+):
+  """It says so: no thread dies of it, for which others would wait forever."""
+  config, _ = whole
+  path = tmp_path / 'run'
+  count = 0
+  original = writers.EventsWriter.write_event
+
+  def full(self, event):
+    nonlocal count
+    count += 1
+    if count > 20:
+      raise OSError(28, 'No space left on device')
+    return original(self, event)
+
+  monkeypatch.setattr(writers.EventsWriter, 'write_event', full)
+  with pytest.raises(UserError, match='No space left on device'):
+    train.run(config, path)
+  monkeypatch.undo()
+  assert train.run(config, path) == train.FINISHED
+
+
 @pytest.mark.parametrize(
   'error, words',
   [

@@ -9,6 +9,7 @@ it; so does a process that fails by itself, with its message and exit code.
 
 import contextlib
 import ctypes
+import errno
 import functools
 import json
 import os
@@ -31,7 +32,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax.data.order import hash64
 from vit_jax.errors import UserError
-from vit_jax.signals import Stop
+from vit_jax.signals import Stop, leaves_at_once
 
 INTERRUPTED = 75  # schedulers start the run again, from its last checkpoint
 _JOIN_SECONDS = 300  # for all to start
@@ -219,6 +220,39 @@ def _did_not_come(begun: float, _number: int):
   os._exit(INTERRUPTED)
 
 
+def _check_coordinator(coordinator: str, process: int):
+  """Raises UserError for what no waiting would mend; JAX would abort."""
+  host, _, port = coordinator.rpartition(':')
+  if not (host and port.isdigit() and 0 < int(port) < 2**16):
+    raise UserError(
+      f'--coordinator={coordinator}: write HOST:PORT, a port from 1 to 65535.'
+    )
+  try:
+    socket.getaddrinfo(host.strip('[]'), int(port))
+  except OSError as error:
+    raise UserError(
+      f'--coordinator={coordinator}: the host {host!r} is not known '
+      f'({error.strerror}).'
+    ) from error
+  if process == 0 and _in_use(int(port)):
+    raise UserError(
+      f'--coordinator={coordinator}: port {port} of this host is in use by '
+      'another program. Take another one.'
+    )
+
+
+def _in_use(port: int) -> bool:
+  for family, host in ((socket.AF_INET6, '::'), (socket.AF_INET, '0.0.0.0')):
+    try:
+      with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried.bind((host, port))
+    except OSError as error:  # or a host without IPv6
+      if error.errno == errno.EADDRINUSE:
+        return True
+  return False
+
+
 def _join(coordinator: str, processes: int, process: int, timeout: float):
   """jax.distributed.initialize, with words for what goes wrong.
 
@@ -232,8 +266,8 @@ def _join(coordinator: str, processes: int, process: int, timeout: float):
       f'--process={process}: give all three, HOST:PORT of process 0, how many '
       'there are, and the number of this one, from 0.'
     )
-  if given and not coordinator.rpartition(':')[2].isdigit():
-    raise UserError(f'--coordinator={coordinator}: write HOST:PORT.')
+  if given:
+    _check_coordinator(coordinator, process)
   if timeout < 1:
     raise UserError(f'--peer_timeout={timeout:g}: at least 1 second.')
   where = {
@@ -250,14 +284,15 @@ def _join(coordinator: str, processes: int, process: int, timeout: float):
   # It would take SIGTERM for itself; the loop agrees on what to do with it.
   jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(
-      **(where if given else {}),
-      cluster_detection_method='deactivate' if given else None,
-      initialization_timeout=_JOIN_SECONDS,
-      # JAX's own watch ends the process without a word to the user: later.
-      heartbeat_timeout_seconds=int(3 * timeout) + 10,
-      shutdown_timeout_seconds=int(timeout) + 1,
-    )
+    with leaves_at_once('while waiting for the other processes'):
+      jax.distributed.initialize(
+        **(where if given else {}),
+        cluster_detection_method='deactivate' if given else None,
+        initialization_timeout=_JOIN_SECONDS,
+        # JAX's own watch ends the process without a word to the user: later.
+        heartbeat_timeout_seconds=int(3 * timeout) + 10,
+        shutdown_timeout_seconds=int(timeout) + 1,
+      )
   except ValueError as error:
     raise UserError(
       f'--distributed: no Slurm, TPU VM, GKE or MPI tells where the processes '

@@ -32,7 +32,13 @@ class NotFinite(Exception):
 
 def read(path: Path) -> list[Window]:
   """The windows of the run in a workdir, as they came."""
-  return [Window(**window) for window in read_json(path / _FILE) or []]
+  try:
+    return [Window(**window) for window in read_json(path / _FILE) or []]
+  except TypeError as error:
+    raise UserError(
+      f'{path / _FILE} is damaged ({error}). Without it the run would train '
+      'on the data that it had left out: restore it, or use another --workdir.'
+    ) from error
 
 
 def write(path: Path, windows: list[Window]):

@@ -111,6 +111,10 @@ class Setup:
         raise UserError(f'config.{field} = {config[field]}: at least 1.')
     if not 0 <= config.seed < 2**32:
       raise UserError(f'config.seed = {config.seed}: 0 to {2**32 - 1}.')
+    if config.max_rollbacks < 0:
+      raise UserError(
+        f'config.max_rollbacks = {config.max_rollbacks}: at least 0.'
+      )
     if not 0 <= config.ema < 1:
       raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
     # Of a run that is there (`info`), to look at it needs no W&B.

@@ -39,6 +39,9 @@ RULES = (
 )
 
 
+_SAID: set[tuple[int, str, int]] = set()  # what does not divide, once each
+
+
 def make_mesh(
   axes: Mapping[str, int], devices: Any = None
 ) -> jax.sharding.Mesh:
@@ -60,9 +63,11 @@ def make_mesh(
     raise UserError(f'{shown}: sizes from 1, and at most one -1.')
   known = int(np.prod([s for s in sizes if s > 0]))
   if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    kept = [math.gcd(s, len(devices)) for s in sizes[1:]]
+    kept[1] = math.gcd(kept[1], len(devices) // kept[0])
     raise UserError(
       f'{shown} does not fit {len(devices)} devices: their product has to be '
-      f'{len(devices)}.'
+      f'{len(devices)}, as of data=-1, fsdp={abs(kept[0])}, tensor={kept[1]}.'
     )
   sizes = [len(devices) // known if s == -1 else s for s in sizes]
   slices = len({getattr(d, 'slice_index', None) for d in devices})
@@ -117,15 +122,17 @@ def spec_of(
       spec = []
       for size, axis in zip(shape, axes, strict=True):
         if axis and size % mesh.shape[axis]:
-          logging.log_first_n(
-            logging.INFO,
-            '%s %s: %s=%d does not divide it, so it is replicated there',
-            1,
-            name,
-            shape,
-            axis,
-            mesh.shape[axis],
-          )
+          if (size, axis, mesh.shape[axis]) not in _SAID:
+            _SAID.add((size, axis, mesh.shape[axis]))
+            logging.warning(
+              '%s=%d does not divide %d: each device has such parameters '
+              'whole (%s %s)',
+              axis,
+              mesh.shape[axis],
+              size,
+              name,
+              shape,
+            )
           axis = None
         spec.append(axis)
       return PartitionSpec(*spec)

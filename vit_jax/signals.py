@@ -1,7 +1,11 @@
 """SIGTERM and Ctrl-C: the first asks to save and leave, the second kills."""
 
+import contextlib
+import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -41,3 +45,31 @@ class Stop:
       signal.signal(each, signal.SIG_DFL)
     if not self.armed:
       raise Interrupted(self.requested)
+
+
+@contextlib.contextmanager
+def leaves_at_once(when: str) -> Iterator[None]:
+  """A signal ends the process with 75, there being nothing to save.
+
+  For calls into C++ that wait, in which Python's handlers do not run.
+  """
+  numbers = {signal.SIGTERM, signal.SIGINT}
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+  over = threading.Event()
+
+  def watch():
+    while not over.is_set():
+      found = signal.sigtimedwait(numbers, 0.2)
+      if found:
+        name = signal.Signals(found.si_signo).name
+        print(f'vit_jax: {name} {when}', file=sys.stderr, flush=True)
+        os._exit(75)
+
+  thread = threading.Thread(target=watch, name='signals', daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    over.set()
+    thread.join()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)

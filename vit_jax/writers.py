@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from rich.progress import (
   TextColumn,
   TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from vit_jax.errors import UserError
 from vit_jax.workdir import identity
@@ -59,6 +62,36 @@ def _open_wandb(workdir: Path, config: Mapping[str, Any]) -> Any:
   return run
 
 
+class _Board:
+  """TensorBoard's events, written by this thread.
+
+  tensorboardX has a thread of its own: when the disk is full it dies, and who
+  waits for it waits forever.
+  """
+
+  def __init__(self, workdir: Path, purge_step: int):
+    """Events from `purge_step` on that are there are no longer shown."""
+    self._file = EventsWriter(str(workdir / 'events'))
+    start = SessionLog(status=SessionLog.START)
+    self._write(step=purge_step, session_log=start)
+
+  def _write(self, **fields: Any):
+    self._file.write_event(Event(wall_time=time.time(), **fields))
+
+  def add(self, step: int, metrics: Metrics):
+    """A scalar each."""
+    for name, value in metrics.items():
+      self._write(step=step, summary=scalar(name, value))
+
+  def flush(self):
+    """All is in the file afterwards."""
+    self._file.flush()
+
+  def close(self):
+    """Flushes, too."""
+    self._file.close()
+
+
 class Writers:
   """Writes metrics by step. On resume, what lies beyond `start` is dropped."""
 
@@ -88,7 +121,7 @@ class Writers:
     temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     temporary.replace(path)
     self._file = open(path, 'a')  # noqa: SIM115 (closed by close)
-    self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+    self._board = _Board(workdir, start + 1)
     if config and config.get('wandb'):
       self._wandb = _open_wandb(workdir, config)
 
@@ -100,8 +133,7 @@ class Writers:
     line = json.dumps({'step': step, **finite}, allow_nan=False)
     self._file.write(line + '\n')
     self._file.flush()
-    for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
+    self._board.add(step, metrics)
     if self._wandb:
       self._wandb.log({'step': step, **metrics})
 

@@ -79,6 +79,12 @@ def parse(text: str) -> Topology:
       f'--topology = {text!r}: a node has {_NODE} GPUs at most; several are '
       f"'{-(-sides[0] // _NODE)}x{kind}:{_NODE}'."
     )
+  known = HARDWARE[kind].shapes
+  if HARDWARE[kind].platform == 'tpu' and shape not in known:
+    raise UserError(
+      f'--topology = {text!r}: {kind} has no slices of {shape}.'
+      + did_you_mean(shape, known)
+    )
   return Topology(text, kind, sides, int(slices or 1))
 
 
