@@ -49,27 +49,27 @@ class Stop:
 
 @contextlib.contextmanager
 def leaves_at_once(when: str) -> Iterator[None]:
-  """A signal ends the process with 75, there being nothing to save.
+  """A signal that is caught ends the process with 75: nothing is to be saved.
 
-  For calls into C++ that wait, in which Python's handlers do not run.
+  For calls into C++ that wait, in which Python's handlers do not run, but its
+  one in C does, which writes to a file. By the main thread only.
   """
-  numbers = {signal.SIGTERM, signal.SIGINT}
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-  over = threading.Event()
+  told, tell = os.pipe()
+  os.set_blocking(tell, False)
+  before = signal.set_wakeup_fd(tell)
 
   def watch():
-    while not over.is_set():
-      found = signal.sigtimedwait(numbers, 0.2)
-      if found:
-        name = signal.Signals(found.si_signo).name
-        print(f'vit_jax: {name} {when}', file=sys.stderr, flush=True)
-        os._exit(75)
+    for number in os.read(told, 1):
+      name = signal.Signals(number).name
+      print(f'vit_jax: {name} {when}', file=sys.stderr, flush=True)
+      os._exit(75)
 
   thread = threading.Thread(target=watch, name='signals', daemon=True)
   thread.start()
   try:
     yield
   finally:
-    over.set()
+    signal.set_wakeup_fd(before)
+    os.close(tell)  # ends the reading
     thread.join()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    os.close(told)
