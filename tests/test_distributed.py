@@ -89,6 +89,7 @@ def flags():
   from tests.conftest import SMALL
 
   values = SMALL | {'optim.lr': '1e-4', 'log_every': '1 steps'}
+  values['evaluators'] = "('classification', 'knn(5)', 'linear_probe(1)')"
   return [f'--config.{name}={value}' for name, value in values.items()]
 
 
@@ -139,8 +140,10 @@ def test_two_processes_are_one_run(alone, tmp_path, root, flags):
     for p in (path, alone)
   )
   assert ours['eval/test/count'] == 360
-  name = 'eval/test/loss'
-  assert ours[name] == pytest.approx(theirs[name], 1e-5)
+  for name in ('loss', 'nll', 'brier', 'ece', 'knn_5', 'linear_probe'):
+    name = f'eval/test/{name}'
+    assert ours[name] == pytest.approx(theirs[name], 1e-4), name
+  assert (path / 'mistakes.png').exists()
 
 
 @pytest.mark.slow
