@@ -316,7 +316,7 @@ def test_a_subprocess_and_debug(vit_jax, tmp_path):
   assert (code, out) == (2, '')
   assert err == (
     "vit_jax: config.optim.name = 'adam' is unknown. Did you mean 'adamw'? "
-    'Choices: adamw, sgd.\n'
+    'Choices: adamw, sgd, adafactor, lamb, lion, muon.\n'
   )
   code, _, err = vit_jax('train', *flags, '--debug')
   assert code == 1 and 'Traceback' in err and "'adam' is unknown" in err
