@@ -70,8 +70,21 @@ def model() -> nn.Module:
   )
   table = np.asarray(sincos2d((7, 7), 96))
   net.pos_embed = nn.Parameter(torch.tensor(table)[None], requires_grad=False)
-  nn.init.zeros_(net.head.weight)
+  start(net)
   return net
+
+
+def start(net: nn.Module):
+  """The first parameters as ours: timm's, of deviation 0.02, learn later."""
+  for name, module in net.named_modules():
+    if isinstance(module, nn.Linear):
+      parts = module.weight.chunk(3) if 'qkv' in name else [module.weight]
+      for part in parts:
+        nn.init.xavier_uniform_(part.data)
+      nn.init.zeros_(module.bias)
+  nn.init.normal_(net.patch_embed.proj.weight, std=1 / 4)  # of 16 pixels
+  nn.init.zeros_(net.patch_embed.proj.bias)
+  nn.init.zeros_(net.head.weight)
 
 
 def optimizer(net: nn.Module) -> torch.optim.Optimizer:
