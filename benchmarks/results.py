@@ -204,8 +204,9 @@ recipe of [`configs/folder.py`](../configs/folder.py), 40 epochs, got 98.2 (seed
 The plain loop of timm and torch
 ([`timm_loop.py`](../benchmarks/timm_loop.py)) has the same model, data, batch,
 schedule, decay, averaging, first parameters' distribution and amount of
-augmentation for {EPOCHS} epochs; it took {statistics.median(ratios):.2f} times as long, whole commands one after the
-other (of the seeds: {', '.join(f'{r:.2f}' for r in ratios)}).
+augmentation for {EPOCHS} epochs; it took {statistics.median(ratios):.2f} times
+as long, whole commands one after the other (of the seeds:
+{', '.join(f'{r:.2f}' for r in ratios)}).
 
 ```
 {commands}
