@@ -23,7 +23,8 @@ epochs, of deit3-jax's for 400; the paper's table has, to our memory, a rate of
 shares, in the source both are 1; stochastic depth rises from 0 in the first
 block, in the source all have the same; the loss is summed over the classes, not
 their mean, so that gradients, clipping and epsilon are 1000 times as large; the
-head starts at zero. Without teacher.
+head starts at zero, and LAMB's trust ratio leaves it out. M (83.0) is not here.
+Without teacher.
 """
 
 from vit_jax import defaults

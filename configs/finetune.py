@@ -37,6 +37,7 @@ def _sgd(config):
   config.eval_every = '1k steps'
   config.save_every = '1k steps'
   config.recipe.update(batch_size=512, total='10k steps', scale='linear')
+  config.recipe.devices = 8
 
   config.model.drop_path = 0.0
 
@@ -55,6 +56,7 @@ def _layers(config):
   config.total = '100ep'
   config.batch_size = 1024
   config.recipe.update(batch_size=1024, total='100ep', scale='linear')
+  config.recipe.devices = 32
 
   config.task.mixup = 0.8
   config.task.cutmix = 1.0

@@ -27,6 +27,7 @@ def get_config():
   config.save_every = '5ep'
   config.init_head = 'new'
   config.recipe.update(batch_size=1024, total='100ep', scale='linear')
+  config.recipe.devices = 8
 
   config.optim.name = 'sgd'
   config.optim.momentum = 0.9

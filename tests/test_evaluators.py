@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax import cli, config, evaluate, evaluators, train
+from vit_jax.errors import UserError
 from vit_jax.evaluators import calibration, neighbours, probes, sets
 from vit_jax.evaluators.view import View
 from vit_jax.viz import mistakes
@@ -39,7 +40,7 @@ def features():
 def test_neighbours_are_scikits(features, k, monkeypatch):
   x, y, queries, _ = features
   monkeypatch.setattr(neighbours, '_BLOCK', 128)  # several, the last one short
-  monkeypatch.setattr(neighbours, '_ROWS', 160)
+  monkeypatch.setattr(neighbours, '_ROWS', 150)
   found = neighbours.neighbours(queries, x, y, k)
   predicted = neighbours.vote(*found, 5, 0.07)
 
@@ -227,6 +228,7 @@ def test_the_command(run, capsys, tmp_path):
     ("on('imagenet_sketsh')", "Did you mean 'imagenet_sketch'"),
     ("on('folder:nowhere')", 'nowhere'),
     ("real('none.json')", "real('none.json')"),
+    ("imagenet_c('folder:x/{corruption}')", 'it has no {severity}'),
   ],
 )
 def test_mistakes(run, calls, words, capsys):
@@ -277,8 +279,47 @@ def test_another_set_with_some_of_the_classes(view, tmp_path):
   assert accuracy == pytest.approx((among == labels).mean())
   assert accuracy != pytest.approx((logits.argmax(1) == labels).mean())
   (tmp_path / '8').rename(tmp_path / 'eight')
-  with pytest.raises(Exception, match="'eight' is none of the model's 10"):
+  with pytest.raises(UserError, match="'eight' is none of the model's 10"):
     sets.on(view, f'folder:{tmp_path}')
+
+
+def test_classes_are_matched_by_name_or_all_by_number(view):
+  source = view.loader.source
+
+  class Named:
+    size, channels, fingerprint = (8, 8), 1, ''
+
+    def __init__(self, classes):
+      self.classes = classes
+
+    def __len__(self):
+      return 3
+
+    def __getitem__(self, index):
+      return source[index]
+
+  given = tuple('abc')
+  shuffled = sets._relabelled('x', Named(tuple('cab')), given)
+  assert shuffled._labels == [2, 0, 1]
+  assert sets._relabelled('x', Named(tuple('xyz')), given)._labels == [0, 1, 2]
+  with pytest.raises(UserError, match="'C' is none of the model's 3"):
+    sets._relabelled('x', Named(tuple('Cab')), given)
+
+
+def test_a_mistake_in_an_evaluator_costs_no_step(run, tmp_path, capsys):
+  """The last checkpoint is there, and the mended command ends at once."""
+  path = tmp_path / 'run'
+  flags = [f'--config={run / "config.json"}', f'--workdir={path}']
+  flags += ['--config.total=3 steps']
+  wrong = "--config.evaluators=('fewshot(500)',)"
+  assert cli.main(['train', *flags, wrong]) == 2
+  assert 'fewshot(500): class number 0 has' in capsys.readouterr().err
+  assert list((path / 'checkpoints').iterdir())
+  right = "--config.evaluators=('fewshot(1)', 'fewshot(1, seed=1)')"
+  assert cli.main(['train', *flags, right]) == 0
+  assert 'resuming after step 3' in capsys.readouterr().out
+  metrics = json.loads((path / 'result.json').read_text())['metrics']
+  assert {'eval/test/fewshot_1', 'eval/test/fewshot_1_again1'} < set(metrics)
 
 
 def test_corruptions_over_alexnets(view, tmp_path, monkeypatch):
@@ -325,15 +366,23 @@ def test_labels_of_real(view, tmp_path, monkeypatch):
   object.__setattr__(named, 'outputs', view.outputs)
   monkeypatch.setattr(named, 'loader', type('L', (), {'source': Named()})())
   predicted = view.outputs['prediction'].tolist()
-  labels = [[int(p), 11] for p in predicted]
-  labels[0], labels[1] = [], [11]
+  labels = [[int(p), (int(p) + 1) % 10] for p in predicted]
+  labels[0], labels[1] = [], labels[1][1:]
   file = tmp_path / 'real.json'
   file.write_text(json.dumps(labels))
   n = len(labels)
   assert sets.real(named, str(file)) == {'real': (n - 2) / (n - 1)}
   keys[5] = 'a.png'
-  with pytest.raises(Exception, match='a.png is no picture of the validation'):
+  with pytest.raises(UserError, match='a.png is no picture of the validation'):
     sets.real(named, str(file))
+  for wrong, words in (
+    ([[3], [999]], 'labels up to 999, the model 10 classes'),
+    ({'a': 1}, 'a list of lists'),
+    ([3], 'a list of lists'),
+  ):
+    file.write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match=words):
+      sets.real(named, str(file))
 
 
 def test_confusion():

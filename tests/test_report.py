@@ -140,7 +140,8 @@ def test_the_interval_of_the_bootstrap(monkeypatch):
   monkeypatch.setattr(bootstrap, 'RESAMPLES', 400)
   rng = np.random.default_rng(0)
   assert 0.89 <= coverage(rng, 0.0, seeds=1) <= 0.99
-  assert 0.85 <= coverage(rng, 0.05, seeds=8) <= 1.0
+  for seeds in (2, 3, 8):  # few seeds are not taken for all there are
+    assert 0.88 <= coverage(rng, 0.05, seeds=seeds) <= 1.0
   # What seeds do belongs in the interval: without them it is far too narrow.
   one = 0.8 + rng.normal(0, 0.1, (4, 1)) + rng.normal(0, 0.1, (4, 500))
   found = bootstrap.paired_bootstrap(one, one[::-1] - 0.0)

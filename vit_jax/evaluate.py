@@ -12,7 +12,7 @@ from vit_jax import config as config_lib
 from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
 from vit_jax.evaluators import View, run_all
-from vit_jax.evaluators.view import collect
+from vit_jax.evaluators.view import check_skipped, collect
 from vit_jax.setup import Setup
 from vit_jax.workdir import read_data_info, read_json
 
@@ -45,13 +45,8 @@ def evaluate(
   metrics = {name: float(s / weight) for name, (s, weight) in pairs.items()}
   metrics['count'] = count = int(next(iter(pairs.values()))[1])
   if count < len(loader.source):
-    metrics['skipped'] = skipped = len(loader.source) - count
-    most = setup.config.data.max_skipped
-    if skipped > most * len(loader.source):
-      raise UserError(
-        f'{skipped:,} of {len(loader.source):,} examples to evaluate cannot be '
-        f'read, more than config.data.max_skipped = {most}.'
-      )
+    metrics['skipped'] = len(loader.source) - count
+  check_skipped(setup, count, len(loader.source))
   return metrics
 
 

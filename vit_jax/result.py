@@ -18,7 +18,10 @@ def _draw(path: Path, setup: Setup, evaluations: dict, lines: list):
   """The pictures of a finished run."""
   draw_curves(lines, path / 'curves.png')
   for name, loader in list(evaluations.items())[:1]:
-    with np.load(predictions(path, name)) as file:
+    kept = predictions(path, name)
+    if not kept.exists():  # of a run that was cut to the steps it had done
+      continue
+    with np.load(kept) as file:
       rows = dict(file)
     if 'prediction' in rows:
       group = setup.config.data[name]

@@ -126,14 +126,8 @@ def _evaluate_all(setup, path, evaluations, state, step, writers, log) -> float:
   best = None
   for name, loader in evaluations.items():
     begun = time.perf_counter()
-    last = step == setup.total
-    keep = predictions(path, name) if last else None
+    keep = predictions(path, name) if step == setup.total else None
     metrics = evaluate(setup, loader, state.averaged, keep)
-    if last and best is None and setup.config.evaluators:
-      folder = path if distributed.primary() else None
-      view = View(setup, state.averaged, loader, folder)
-      calls = setup.config.evaluators
-      metrics |= run_all('config.evaluators', calls, view)
     line = {f'eval/{name}/{key}': value for key, value in metrics.items()}
     line[f'time/eval_{name}'] = time.perf_counter() - begun
     line['time/elapsed'] = log.elapsed
@@ -142,6 +136,17 @@ def _evaluate_all(setup, path, evaluations, state, step, writers, log) -> float:
     log.say(f'step {step}  {name} {setup.task.best} {score:.4f}')
     best = score if best is None else best  # the first split decides
   return -math.inf if best is None else best
+
+
+def _look(setup, path, evaluations, state, writers):
+  """Writes what config.evaluators say of the first split."""
+  calls = setup.config.evaluators
+  for name, loader in list(evaluations.items())[: 1 if calls else 0]:
+    folder = path if distributed.primary() else None
+    view = View(setup, state.averaged, loader, folder)
+    found = run_all('config.evaluators', calls, view)
+    line = {f'eval/{name}/{key}': value for key, value in found.items()}
+    writers.write(setup.total, line)
 
 
 def _restore(setup, path, checkpoints):
@@ -228,6 +233,8 @@ def _loop(
         )
         return INTERRUPTED
     checkpoints.wait()
+    # After it: a mistake in one of them costs no step.
+    _look(setup, path, evaluations, state, writers)
     writers.close()
     finished = result.finish(path, setup, evaluations, state, log.elapsed)
     terminal.close()

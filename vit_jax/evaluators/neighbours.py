@@ -47,8 +47,9 @@ def neighbours(
   divided = NamedSharding(Mesh(devices, ('rows',)), PartitionSpec('rows'))
   found, count = [], len(queries)
   queries = np.pad(queries, ((0, -count % len(devices)), (0, 0)))
-  for start in range(0, len(queries), _ROWS):
-    rows = jax.device_put(queries[start : start + _ROWS], divided)
+  step = -(-_ROWS // len(devices)) * len(devices)
+  for start in range(0, len(queries), step):
+    rows = jax.device_put(queries[start : start + step], divided)
     likeness = np.full((len(rows), k), -np.inf, np.float32)
     best = likeness, np.zeros((len(rows), k), np.int32)
     for first in range(0, len(train), _BLOCK):

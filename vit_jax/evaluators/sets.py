@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from vit_jax.data import SOURCES, open_split, source_fields
 from vit_jax.data.sources import Record, Source, location, parse_name
@@ -58,7 +59,9 @@ class _Relabelled:
 
 
 def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
-  """With the number of the class of the same name, or, of as many, the same.
+  """With the number of the class of the same name.
+
+  Where not one name is the same, and there are as many: with the same number.
 
   Raises:
     UserError: a class that the model does not have.
@@ -67,7 +70,10 @@ def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
   missing = [own for own in source.classes if own not in numbers]
   if not missing:
     labels = [numbers[own] for own in source.classes]
-  elif len(source.classes) == len(classes):
+  elif len(missing) == len(source.classes) == len(classes):
+    logging.warning(
+      "%s: no class is named as one of the model's: matched by number", name
+    )
     labels = list(range(len(classes)))
   else:
     raise UserError(
@@ -133,11 +139,15 @@ def imagenet_c(
     data: as config.data.name, with {corruption} and {severity}, 1 to 5.
     split: of each.
   """
+  for part in ('{corruption}', '{severity}'):
+    if part not in data:
+      raise UserError(f'imagenet_c({data!r}): it has no {part}.')
   errors = {}
   for corruption in ALEXNET:
     found = []
     for severity in range(1, 6):
-      name = data.format(corruption=corruption, severity=severity)
+      name = data.replace('{corruption}', corruption)
+      name = name.replace('{severity}', str(severity))
       found.append(error_on(view, _open(view, name, split)))
     errors[corruption] = float(np.mean(found))
   relative = [error / ALEXNET[name] for name, error in errors.items()]
@@ -157,6 +167,20 @@ def real(view: View, file: str) -> dict[str, float]:
     labels = json.loads(Path(file).read_text())
   except (OSError, ValueError) as error:
     raise UserError(f'real({file!r}): {error}') from error
+  listed = isinstance(labels, list) and all(
+    isinstance(answers, list) and all(isinstance(x, int) for x in answers)
+    for answers in labels
+  )
+  if not listed:
+    raise UserError(f'real({file!r}): a list of lists of numbers is needed.')
+  most, count = (
+    max(map(max, filter(None, labels)), default=0),
+    len(view.setup.info.classes),
+  )
+  if most >= count:
+    raise UserError(
+      f'real({file!r}) has labels up to {most}, the model {count} classes.'
+    )
   rows, source = view.outputs, view.loader.source
   hits = []
   for record, prediction in zip(

@@ -14,6 +14,7 @@ from rich.progress import track
 from vit_jax import distributed
 from vit_jax.data.loader import Batch, Loader
 from vit_jax.data.sources import Source
+from vit_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]  # of each example, in the order of the split
 
@@ -49,6 +50,16 @@ def collect(
   return {'record': rows, **{k: v[rows] for k, v in arrays.items()}}
 
 
+def check_skipped(setup: Any, count: int, of: int):
+  """Raises UserError if more cannot be read than config.data.max_skipped."""
+  most = setup.config.data.max_skipped
+  if of - count > most * of:
+    raise UserError(
+      f'{of - count:,} of {of:,} examples to evaluate cannot be read, more '
+      f'than config.data.max_skipped = {most}.'
+    )
+
+
 def _fetch(rows: Any) -> Rows:
   return multihost_utils.process_allgather(rows, tiled=True)
 
@@ -68,11 +79,16 @@ class View:
     self.setup, self.params, self.loader = setup, params, loader
     self.folder = folder
 
+  def _collect(self, loader: Loader, step: Any, what: str) -> Rows:
+    rows = collect(loader, step, what)
+    check_skipped(self.setup, len(rows['record']), len(loader.source))
+    return rows
+
   @functools.cached_property
   def outputs(self) -> Rows:
     """What the task says of each example: label, prediction, nll, ..."""
     step = self.setup.eval_step
-    return collect(
+    return self._collect(
       self.loader, lambda b: step(self.params, b, None)[1], 'outputs'
     )
 
@@ -100,7 +116,7 @@ class View:
 
   def _run(self, loader: Loader, name: str, what: str) -> Rows:
     with jax.set_mesh(self.setup.mesh):
-      return collect(
+      return self._collect(
         loader,
         lambda b: {
           name: self._look(self.params, b['image'], name),

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from scipy import stats
 
 from vit_jax.report.runs import Group
 
@@ -32,27 +33,32 @@ def paired_bootstrap(
 ) -> Comparison:
   """Of two arrays (seeds, examples), the same examples in both.
 
-  Examples are drawn with replacement, the same for both; and the seeds of each,
-  where there are several, so that the interval has both sources of noise
-  (Efron and Tibshirani, An Introduction to the Bootstrap, 1993; percentile).
+  The noise of the examples is the spread of the mean difference over resamples
+  of them, the same for both (Efron and Tibshirani, An Introduction to the
+  Bootstrap, 1993). That of the seeds is added where there are several, by their
+  variance and Student's t with Welch's degrees of freedom: to resample two or
+  three seeds would make the interval far too narrow.
   """
   rng = np.random.default_rng(seed)
-  examples = one.shape[1]
-  found = []
+  each = one.mean(0) - other.mean(0)
+  examples, means = len(each), []
   for _ in range(0, RESAMPLES, _CHUNK):
     counts = rng.multinomial(examples, np.full(examples, 1 / examples), _CHUNK)
-    means = []
-    for each in (one, other):
-      seeds = rng.integers(len(each), size=(_CHUNK, len(each)))
-      per_seed = counts @ each.T / examples  # (resamples, seeds)
-      means.append(np.take_along_axis(per_seed, seeds, 1).mean(1))
-    found.append(means[0] - means[1])
-  low, high = np.percentile(np.concatenate(found), (2.5, 97.5))
-  difference = one.mean() - other.mean()
+    means.append(counts @ each / examples)
+  variance = np.concatenate(means).var()
+  freedom = 0.0  # the inverse of the degrees of freedom, times variance squared
+  for group in (one, other):
+    if len(group) > 1:
+      own = group.mean(1).var(ddof=1) / len(group)
+      variance += own
+      freedom += own**2 / (len(group) - 1)
+  degrees = variance**2 / freedom if freedom else np.inf
+  margin = float(stats.t.ppf(0.975, degrees) * np.sqrt(variance))
+  difference = float(each.mean())
   return Comparison(
-    float(difference),
-    float(low),
-    float(high),
+    difference,
+    difference - margin,
+    difference + margin,
     examples,
     (len(one), len(other)),
     percent,

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 from plotly.subplots import make_subplots
 
-from vit_jax.report.runs import Found, Group, show
+from vit_jax.report.runs import Found, Group, short, show
 
 _POINTS = 400  # of a curve; more cannot be seen
 _COLORS = qualitative.Plotly
@@ -103,7 +103,7 @@ def parallel(groups: Sequence[Group], fields: Sequence[str]) -> go.Figure:
   span = (high - low) or 1.0
   places = [(m - low) / span for m in means]
   axes.append((places, [(0.0, show(low)), (1.0, show(high))]))
-  names = [f.rpartition('.')[2] for f in fields] + [_metric(done)]
+  names = [*short(fields), _metric(done)]
   figure = go.Figure()
   for i, group in reversed(list(enumerate(done))):  # the best on top
     figure.add_scatter(
@@ -142,7 +142,7 @@ def slices(groups: Sequence[Group], fields: Sequence[str]) -> go.Figure:
   ]
   columns = min(3, len(fields))
   rows = math.ceil(len(fields) / columns)
-  titles = [f.rpartition('.')[2] for f in fields]
+  titles = short(fields)
   figure = make_subplots(
     rows, columns, subplot_titles=titles, shared_yaxes=True
   )

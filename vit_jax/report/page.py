@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_jax.report import figures
 from vit_jax.report.bootstrap import sentence
-from vit_jax.report.runs import Found, Group, grouped, show, varying
+from vit_jax.report.runs import Found, Group, grouped, short, show, varying
 
 Rows = list[list[str]]
 
@@ -64,7 +64,7 @@ def table(groups: Sequence[Group]) -> Rows:
   metrics = {r.metric: 0 for g in groups for r in g.runs if r.metric}
   metric = ' or '.join(metrics)
   rows = [
-    [f.rpartition('.')[2] for f in fields]
+    short(fields)
     + ['seeds', f'{metric}, last', '± sd', 'best', 'time', 'images/s']
     + ['parameters', 'FLOPs/image', 'open']
   ]

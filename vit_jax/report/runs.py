@@ -160,6 +160,12 @@ def varying(runs: Sequence[Found]) -> list[str]:
   )
 
 
+def short(fields: Sequence[str]) -> list[str]:
+  """Their last words, if these tell them apart."""
+  leaves = [field.rpartition('.')[2] for field in fields]
+  return leaves if len(set(leaves)) == len(leaves) else list(fields)
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
   """Runs that differ in their seed only."""
@@ -170,9 +176,9 @@ class Group:
   @property
   def name(self) -> str:
     """'lr 0.001, depth 4'."""
-    return ', '.join(
-      f'{k.rpartition(".")[2]} {show(v)}' for k, v in self.values.items()
-    )
+    names = short(list(self.values))
+    pairs = zip(names, self.values.values(), strict=True)
+    return ', '.join(f'{name} {show(value)}' for name, value in pairs)
 
   @property
   def done(self) -> list[Found]:
