@@ -129,7 +129,7 @@ def test_two_processes_are_one_run(alone, tmp_path, root, flags):
   assert 'resuming' not in second  # one speaks, and writes:
   lines = writers.read_metrics(path / 'metrics.jsonl')
   steps = [x['step'] for x in lines]
-  assert steps == sorted(steps) and len(steps) == 24 + 2
+  assert steps == sorted(steps) and len(steps) == 24 + 2 + 1  # evaluators
   assert len(list(path.glob('events*'))) == 2  # one a start
   starts = json.loads((path / 'provenance.json').read_text())['starts']
   count = {'kind': 'cpu', 'count': 2, 'processes': 2}

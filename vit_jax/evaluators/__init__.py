@@ -7,11 +7,13 @@ arguments, to metrics by name. `view.py` has what they share.
 
 from collections.abc import Callable, Sequence
 
+import jax
+
 from vit_jax.evaluators.calibration import classification
 from vit_jax.evaluators.neighbours import knn
 from vit_jax.evaluators.probes import fewshot, linear_probe
 from vit_jax.evaluators.sets import imagenet_c, on, real
-from vit_jax.evaluators.view import View
+from vit_jax.evaluators.view import View, local_mesh
 from vit_jax.schema import parse_call
 
 __all__ = ['EVALUATORS', 'View', 'check', 'run_all', 'split_calls']
@@ -41,7 +43,9 @@ def run_all(field: str, texts: Sequence[str], view: View) -> dict[str, float]:
   """The metrics of all, in order; of one that is there, 'NAME_again1'."""
   metrics: dict[str, float] = {}
   for name, arguments in check(field, texts):
-    for key, value in EVALUATORS[name](view, **arguments).items():
+    with jax.set_mesh(local_mesh()):  # the View's own work is on the whole one
+      found = EVALUATORS[name](view, **arguments)
+    for key, value in found.items():
       number = sum(k == key or k.startswith(f'{key}_again') for k in metrics)
       metrics[f'{key}_again{number}' if number else key] = value
   return metrics

@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax.data.context import Pixels, Positive
 from vit_jax.errors import UserError
-from vit_jax.evaluators.view import View
+from vit_jax.evaluators.view import View, local_mesh
 
 _BLOCK, _ROWS = 65536, 8192  # training examples, and queries, at a time
 
@@ -43,11 +43,11 @@ def neighbours(
     x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     for x in (queries, train)
   )
-  devices = np.array(jax.local_devices())
-  divided = NamedSharding(Mesh(devices, ('rows',)), PartitionSpec('rows'))
+  mesh = local_mesh()
+  divided = NamedSharding(mesh, PartitionSpec('rows'))
   found, count = [], len(queries)
-  queries = np.pad(queries, ((0, -count % len(devices)), (0, 0)))
-  step = -(-_ROWS // len(devices)) * len(devices)
+  queries = np.pad(queries, ((0, -count % mesh.size), (0, 0)))
+  step = -(-_ROWS // mesh.size) * mesh.size
   for start in range(0, len(queries), step):
     rows = jax.device_put(queries[start : start + step], divided)
     likeness = np.full((len(rows), k), -np.inf, np.float32)

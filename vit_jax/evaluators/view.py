@@ -50,6 +50,11 @@ def collect(
   return {'record': rows, **{k: v[rows] for k, v in arrays.items()}}
 
 
+def local_mesh() -> jax.sharding.Mesh:
+  """The devices of this process, for work that each process does itself."""
+  return jax.sharding.Mesh(np.array(jax.local_devices()), ('rows',))
+
+
 def check_skipped(setup: Any, count: int, of: int):
   """Raises UserError if more cannot be read than config.data.max_skipped."""
   most = setup.config.data.max_skipped
@@ -80,7 +85,8 @@ class View:
     self.folder = folder
 
   def _collect(self, loader: Loader, step: Any, what: str) -> Rows:
-    rows = collect(loader, step, what)
+    with jax.set_mesh(self.setup.mesh):
+      rows = collect(loader, step, what)
     check_skipped(self.setup, len(rows['record']), len(loader.source))
     return rows
 
@@ -115,15 +121,11 @@ class View:
     return rows['pooled'], rows['label']
 
   def _run(self, loader: Loader, name: str, what: str) -> Rows:
-    with jax.set_mesh(self.setup.mesh):
-      return self._collect(
-        loader,
-        lambda b: {
-          name: self._look(self.params, b['image'], name),
-          'label': b['label'],
-        },
-        what,
-      )
+    def step(batch):
+      rows = self._look(self.params, batch['image'], name)
+      return {name: rows, 'label': batch['label']}
+
+    return self._collect(loader, step, what)
 
   @functools.cached_property
   def _look(self):
