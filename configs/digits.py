@@ -33,6 +33,7 @@ def get_config():
   config.optim.weight_decay = 0.1
 
   config.data.name = 'digits'
+  config.data.workers = 1
   config.data.train = {
     'ops': ('affine(15, 0.1, 0.1, 0.2, "zero")', 'range(-1, 1)')
   }
