@@ -185,7 +185,7 @@ def _text(results: dict[str, list[dict]], load: float) -> str:
   return f"""# Results that were really run
 
 Written by `python -m benchmarks results --workdir=W`, which trains all of it:
-{cpu()}, 2 cores, load {load:.1f} when it began. Three seeds: mean and standard
+{cpu()}, load {load:.1f} when it began. Three seeds: mean and standard
 deviation of the test accuracy in percent, each of them, and the median of the
 seconds of the whole command (start, compilation, evaluations).
 

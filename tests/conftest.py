@@ -15,8 +15,10 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'xla')
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 import jax
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
@@ -78,3 +80,16 @@ def vit_jax():
 def small_flags():
   """The overrides of a small run as command-line flags."""
   return [f'--config.{name}={value}' for name, value in SMALL.items()]
+
+
+def red_and_blue(path: Path, count: int, h: int, w: int) -> Path:
+  """Writes `count` pictures of each of two colours, path/train/red/0.png."""
+  rng = np.random.default_rng(0)
+  for channel, name in ((0, 'red'), (2, 'blue')):
+    folder = path / 'train' / name
+    folder.mkdir(parents=True)
+    for i in range(count):
+      pixels = rng.integers(0, 90, (h, w, 3))
+      pixels[..., channel] += 100
+      Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}.png')
+  return path

@@ -56,7 +56,9 @@ def test_neighbours_are_scikits(features, k, monkeypatch):
   assert (predicted == theirs('cosine')).all()
   assert (np.diff(found[0]) <= 0).all()
   if k > 1:
-    assert (predicted != theirs('cityblock')).any()  # the control
+    assert (predicted != theirs('cityblock')).any()  # the controls
+  if k == 20:
+    assert (predicted != neighbours.vote(*found, 5, 100.0)).any()
 
 
 def test_a_ridge_is_scikits(features):
@@ -174,6 +176,10 @@ def test_each_example_once_and_sharded(view):
   alone = view.setup.apply(view.params, image[None], capture=('pooled',))[1]
   assert np.allclose(features[123], alone['pooled'][0], atol=1e-5)
   assert not np.allclose(features[124], alone['pooled'][0], atol=1e-2)
+  images = next(view.loader.evaluate())['image']
+  looked = view._look(view.params, images, 'pooled')
+  assert len(looked.sharding.device_set) == 8
+  assert not looked.sharding.is_fully_replicated
 
 
 def test_scores_of_a_split_are_scikits(view):
@@ -223,6 +229,7 @@ def test_the_command(run, capsys, tmp_path):
     ('knn(0)', 'knn(0)'),
     ('knn(a)', 'is not an evaluator'),
     ('knn(neighbours=3)', 'Arguments: k, temperature'),
+    ('linear_probe(rates=())', 'at least one rate'),
     ('knn(2000)', 'the training split has 1437 examples'),
     ('fewshot(500)', 'class number 0 has'),
     ("on('imagenet_sketsh')", "Did you mean 'imagenet_sketch'"),

@@ -4,10 +4,9 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from PIL import Image
 
+from tests.conftest import red_and_blue
 from vit_jax import cli, evaluate, trees, weights
 from vit_jax import config as config_lib
 from vit_jax.models.vit import ViT
@@ -17,16 +16,7 @@ from vit_jax.weights.formats import Preprocessing
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
   """40 pictures of two colours, 20x20."""
-  path = tmp_path_factory.mktemp('pictures')
-  rng = np.random.default_rng(0)
-  for channel, name in ((0, 'red'), (2, 'blue')):
-    folder = path / 'train' / name
-    folder.mkdir(parents=True)
-    for i in range(20):
-      pixels = rng.integers(0, 90, (20, 20, 3))
-      pixels[..., channel] += 100
-      Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}.png')
-  return path
+  return red_and_blue(tmp_path_factory.mktemp('pictures'), 20, 20, 20)
 
 
 @pytest.fixture(scope='module')

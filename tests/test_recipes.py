@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.conftest import red_and_blue
 from vit_jax import config as config_lib
 from vit_jax import finetune, plan, recipe, train, trees, weights
 from vit_jax.data import ops
@@ -275,16 +275,7 @@ TINY = {
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
   """16 pictures of two colours, 40x32."""
-  path = tmp_path_factory.mktemp('pictures')
-  rng = np.random.default_rng(0)
-  for channel, name in ((0, 'red'), (2, 'blue')):
-    folder = path / 'train' / name
-    folder.mkdir(parents=True)
-    for i in range(8):
-      pixels = rng.integers(0, 90, (32, 40, 3))
-      pixels[..., channel] += 100
-      Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}.png')
-  return path
+  return red_and_blue(tmp_path_factory.mktemp('pictures'), 8, 32, 40)
 
 
 @pytest.fixture(scope='module')

@@ -84,13 +84,13 @@ def _refuse_slurm(args: argparse.Namespace):
 def _train(args: argparse.Namespace) -> int:
   from vit_jax import distributed, train
 
+  if args.peer_timeout < 1:
+    raise UserError(f'--peer_timeout={args.peer_timeout:g}: at least 1 second.')
   if args.launch:
     return _launch(args)
   _refuse_slurm(args)
   config = _load_config(args)
   where = (args.coordinator, args.processes, args.process)
-  if args.peer_timeout < 1:
-    raise UserError(f'--peer_timeout={args.peer_timeout:g}: at least 1 second.')
   if not args.distributed and where == ('', 0, -1):
     return train.run(config, args.workdir, args.stop)
   with distributed.joined(*where, args.peer_timeout, args.stop):

@@ -268,8 +268,6 @@ def _join(coordinator: str, processes: int, process: int, timeout: float):
     )
   if given:
     _check_coordinator(coordinator, process)
-  if timeout < 1:
-    raise UserError(f'--peer_timeout={timeout:g}: at least 1 second.')
   where = {
     'coordinator_address': coordinator,
     'num_processes': processes,

@@ -77,7 +77,6 @@ def report(path: Path, result: dict, terminal: Terminal):
     f'finished {result["steps"]} steps in {result["seconds"]:.0f} s: '
     + ', '.join(shown)
   )
-  terminal.say(
-    f'curves: {path}/curves.png  mistakes: {path}/mistakes.png  '
-    f'all numbers: {path}/result.json'
-  )
+  drawn = [n for n in ('curves', 'mistakes') if (path / f'{n}.png').exists()]
+  pictures = ''.join(f'{name}: {path}/{name}.png  ' for name in drawn)
+  terminal.say(f'{pictures}all numbers: {path}/result.json')

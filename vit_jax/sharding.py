@@ -67,7 +67,7 @@ def make_mesh(
     kept[1] = math.gcd(kept[1], len(devices) // kept[0])
     raise UserError(
       f'{shown} does not fit {len(devices)} devices: their product has to be '
-      f'{len(devices)}, as of data=-1, fsdp={abs(kept[0])}, tensor={kept[1]}.'
+      f'{len(devices)}, as of data=-1, fsdp={kept[0]}, tensor={kept[1]}.'
     )
   sizes = [len(devices) // known if s == -1 else s for s in sizes]
   slices = len({getattr(d, 'slice_index', None) for d in devices})

@@ -1,5 +1,6 @@
 """A folder of pictures: PATH/train/CLASS/*.jpg, and PATH/test or a hold-out."""
 
+import contextlib
 import hashlib
 import statistics
 from collections.abc import Callable
@@ -85,8 +86,9 @@ class Folder:
   ):
     self._path = location(argument)
     if not argument or not self._path.is_dir():
-      beside = self._path.parent
-      near = sorted(p.name for p in beside.iterdir()) if beside.is_dir() else []
+      near: list[str] = []
+      with contextlib.suppress(OSError):  # also what may not be listed
+        near = sorted(path.name for path in self._path.parent.iterdir())
       raise UserError(
         f"config.data.name = 'folder:{argument}': no such folder."
         + did_you_mean(self._path.name, near[:20])

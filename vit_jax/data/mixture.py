@@ -28,7 +28,7 @@ def parse_mixture(name: str) -> list[tuple[str, float]]:
   found = list(_WEIGHTED.finditer(name))
   if not found and not _MEANT.search(name):
     return [(name, 1.0)]
-  parts = [(m[1].strip(), float(m[2])) for m in found]
+  parts = [(m[1].strip(), float(m[2]) / (100 if m[3] else 1)) for m in found]
   whole = ''.join(m[0] for m in found) == name and name[-1] != '+'
   total = sum(weight for _, weight in parts)
   few = [w for _, w in parts if not w >= _LEAST * total]

@@ -163,6 +163,8 @@ def linear_probe(
   Returns:
     `linear_probe`, and `linear_probe_rate`, the rate that was chosen.
   """
+  if not rates:
+    raise UserError('linear_probe(rates=()): at least one rate.')
   features, labels = view.train_features
   train, test = standardised(features, view.features[0])
   order = shuffle(np.arange(len(train)), len(train), hash64(0))

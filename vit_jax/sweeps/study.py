@@ -181,11 +181,6 @@ class Study:
       self._exhausted = True
     return None
 
-  @property
-  def exhausted(self) -> bool:
-    """Whether the search found no new point any more."""
-    return self._exhausted
-
   def _find(self, number: int) -> tuple[optuna.Trial, FrozenTrial]:
     frozen = self._study.get_trials(deepcopy=False)[number]
     return optuna.Trial(self._study, frozen._trial_id), frozen
