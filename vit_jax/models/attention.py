@@ -9,6 +9,23 @@ from vit_jax.models import kernels
 from vit_jax.models.positions import Rotation, rotate
 
 
+def _forward(
+  query: Float[Array, 'B N H K'],
+  key: Float[Array, 'B M H K'],
+  value: Float[Array, 'B M H K'],
+) -> tuple[Float[Array, 'B N H K'], Float[Array, 'B H N M']]:
+  scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+  logits = jnp.einsum(
+    'BNHK,BMHK->BHNM',
+    query * scale,
+    key,
+    preferred_element_type=jnp.float32,
+  )
+  weights = jax.nn.softmax(logits).astype(query.dtype)
+  return jnp.einsum('BHNM,BMHK->BNHK', weights, value), weights
+
+
+@jax.custom_vjp
 def dot_product_attention(
   query: Float[Array, 'B N H K'],
   key: Float[Array, 'B M H K'],
@@ -17,16 +34,36 @@ def dot_product_attention(
   """softmax(QKᵀ / √K) V with K = D / H, and the attention weights.
 
   arXiv 1706.03762, eq. 1. The softmax is in float32, whatever the inputs are.
+  Its gradient is written out because JAX's keeps the weights in float32 beside
+  those in the type of the inputs, which are enough.
   """
-  scale = query.shape[-1] ** -0.5
-  logits = jnp.einsum(
-    'BNHK,BMHK->BHNM',
-    query * jnp.asarray(scale, query.dtype),
-    key,
-    preferred_element_type=jnp.float32,
+  return _forward(query, key, value)
+
+
+def _attention_forward(query, key, value):
+  y, weights = _forward(query, key, value)
+  return (y, weights), (query, key, value, weights)
+
+
+def _attention_backward(kept, gradients):
+  query, key, value, weights = kept
+  dy, dweights = gradients
+  dtype, wide = query.dtype, jnp.float32
+  scale = jnp.asarray(query.shape[-1] ** -0.5, dtype)
+  dvalue = jnp.einsum('BHNM,BNHK->BMHK', weights, dy)
+  dweights = dweights + jnp.einsum(
+    'BNHK,BMHK->BHNM', dy, value, preferred_element_type=wide
   )
-  weights = jax.nn.softmax(logits).astype(query.dtype)
-  return jnp.einsum('BHNM,BMHK->BNHK', weights, value), weights
+  # Of the softmax: rows of diag(w) - w wᵀ.
+  pull = weights * dweights
+  dlogits = pull - weights * pull.sum(-1, keepdims=True)
+  dlogits = dlogits.astype(dtype)
+  dquery = jnp.einsum('BHNM,BMHK->BNHK', dlogits, key) * scale
+  dkey = jnp.einsum('BHNM,BNHK->BMHK', dlogits, query * scale)
+  return dquery, dkey, dvalue
+
+
+dot_product_attention.defvjp(_attention_forward, _attention_backward)
 
 
 class Attention(nn.Module):
@@ -91,7 +128,10 @@ class Attention(nn.Module):
 
 
 def LayerNorm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.Module:
-  """Statistics in float32 by one pass (two cost 45 % of a step on CPU)."""
-  return nn.LayerNorm(
+  """Statistics in float32 by one pass (two cost 45 % of a step on CPU).
+
+  For the gradient it keeps its input as it is, not what it is in float32.
+  """
+  return nn.remat(nn.LayerNorm, prevent_cse=False)(
     epsilon=epsilon, dtype=dtype, use_fast_variance=True, name=name
   )
