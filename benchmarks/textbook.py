@@ -22,13 +22,14 @@ class Block(nn.Module):
 
   heads: int
   hidden: int
+  approximate: bool
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B N D']) -> Float[Array, 'B N D']:
     y = nn.LayerNorm()(x)
     x = x + nn.MultiHeadDotProductAttention(self.heads)(y)
     y = nn.LayerNorm()(x)
-    y = nn.gelu(nn.Dense(self.hidden)(y))
+    y = nn.gelu(nn.Dense(self.hidden)(y), approximate=self.approximate)
     return x + nn.Dense(x.shape[-1])(y)
 
 
@@ -38,6 +39,7 @@ class Textbook(nn.Module):
   variant: str
   classes: int
   depth: int = 0  # 0: the variant's
+  approximate: bool = True  # GELU by tanh, flax's default
 
   @nn.compact
   def __call__(self, images: Float[Array, 'B h w c']) -> Float[Array, 'B Y']:
@@ -49,7 +51,7 @@ class Textbook(nn.Module):
     init = nn.initializers.normal(0.02)
     x = x + self.param('positions', init, (1, *x.shape[1:]))
     for _ in range(self.depth or shape.depth):
-      x = Block(shape.heads, shape.hidden)(x)
+      x = Block(shape.heads, shape.hidden, self.approximate)(x)
     return nn.Dense(self.classes)(nn.LayerNorm()(x)[:, 0])
 
 
@@ -82,18 +84,25 @@ def params_of(params: Any, depth: int, patch: int) -> dict[str, Any]:
   }
 
 
+def make_loss(model: nn.Module) -> Callable[..., jax.Array]:
+  """(params, images, labels) -> the mean cross-entropy."""
+
+  def loss(params, images, labels):
+    logits = model.apply({'params': params}, images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean()
+
+  return loss
+
+
 def make_step(
   model: nn.Module, optimizer: optax.GradientTransformation
 ) -> Callable[..., Any]:
   """(params, optimizer's state, images, labels) -> (those two, loss)."""
 
   def step(params, state, images, labels):
-    def loss(params):
-      logits = model.apply({'params': params}, images)
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return losses.mean()
-
-    value, grads = jax.value_and_grad(loss)(params)
+    gradient = jax.value_and_grad(make_loss(model))
+    value, grads = gradient(params, images, labels)
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state, value
 

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 
 from vit_jax import sharding
 
-Kind = Literal['auto', 'xla', 'cudnn', 'splash']
+Kind = Literal['auto', 'xla', 'cudnn', 'splash', 'short']
 
-_MADE_FOR = {'cudnn': 'gpu', 'splash': 'tpu'}
+_MADE_FOR = {'cudnn': 'gpu', 'splash': 'tpu', 'short': 'tpu'}
 
 # Of splash: a TPU's vector unit has so many lanes, and lengths are multiples of
 # it; a block of this side, its gradient included, still fits the memory of a
@@ -219,4 +219,28 @@ def splash(
   return _divided(attend, query, key, value)
 
 
-KERNELS = {'cudnn': cudnn, 'splash': splash}
+def short(
+  query: Float[Array, 'B N H K'],
+  key: Float[Array, 'B N H K'],
+  value: Float[Array, 'B N H K'],
+  interpret: bool = False,
+) -> Float[Array, 'B N H K']:
+  """Attention by our Pallas kernel for TPUs, of sequences that are short.
+
+  Args:
+    query: queries, key: keys, value: values.
+    interpret: runs the kernel step by step, on any platform.
+  """
+  from vit_jax.models.short import attend  # Pallas: see `splash`
+
+  width = query.shape[-1]
+
+  def whole(*qkv: Array) -> Array:
+    rows = [x.reshape(*x.shape[:2], -1) for x in qkv]
+    return attend(*rows, width, interpret).reshape(qkv[0].shape)
+
+  query = query * jnp.asarray(width**-0.5, query.dtype)
+  return _divided(whole, query, key, value)
+
+
+KERNELS = {'cudnn': cudnn, 'splash': splash, 'short': short}
