@@ -170,13 +170,13 @@ def _timm(case: Any, short: bool = False) -> Side:
 
 
 def _huggingface(case: Any) -> Side:
+  from tests import torch_reference
+
+  library = torch_reference.import_transformers()
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    from transformers import ViTForImageClassification
-
-    net = ViTForImageClassification.from_pretrained(
-      case.folder / 'huggingface'
-    )
+    folder = case.folder / 'huggingface'
+    net = library.ViTForImageClassification.from_pretrained(folder)
   return _torch(case, net, lambda images: net(images).logits, False)
 
 

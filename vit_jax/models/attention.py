@@ -1,5 +1,7 @@
 """Multi-head self-attention (sections 1.1 and 1.5 of the notes)."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,15 @@ from vit_jax.models import kernels
 from vit_jax.models.positions import Rotation, rotate
 
 
-def _forward(
+def dot_product_attention(
   query: Float[Array, 'B N H K'],
   key: Float[Array, 'B M H K'],
   value: Float[Array, 'B M H K'],
 ) -> tuple[Float[Array, 'B N H K'], Float[Array, 'B H N M']]:
+  """softmax(QKᵀ / √K) V with K = D / H, and the attention weights.
+
+  arXiv 1706.03762, eq. 1. The softmax is in float32, whatever the inputs are.
+  """
   scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
   logits = jnp.einsum(
     'BNHK,BMHK->BHNM',
@@ -26,44 +32,43 @@ def _forward(
 
 
 @jax.custom_vjp
-def dot_product_attention(
+def attend(
   query: Float[Array, 'B N H K'],
   key: Float[Array, 'B M H K'],
   value: Float[Array, 'B M H K'],
-) -> tuple[Float[Array, 'B N H K'], Float[Array, 'B H N M']]:
-  """softmax(QKᵀ / √K) V with K = D / H, and the attention weights.
+) -> Float[Array, 'B N H K']:
+  """`dot_product_attention` without the weights, and with a leaner gradient.
 
-  arXiv 1706.03762, eq. 1. The softmax is in float32, whatever the inputs are.
-  Its gradient is written out because JAX's keeps the weights in float32 beside
-  those in the type of the inputs, which are enough.
+  JAX's keeps the weights in float32 beside those in the type of the inputs,
+  which are enough; and what a softmax subtracts, the sum of weights times their
+  gradients, is that of outputs times theirs (arXiv 2205.14135, appendix B.4).
   """
-  return _forward(query, key, value)
+  return dot_product_attention(query, key, value)[0]
 
 
-def _attention_forward(query, key, value):
-  y, weights = _forward(query, key, value)
-  return (y, weights), (query, key, value, weights)
+def _attend(query, key, value):
+  y, weights = dot_product_attention(query, key, value)
+  return y, (query, key, value, y, weights)
 
 
-def _attention_backward(kept, gradients):
-  query, key, value, weights = kept
-  dy, dweights = gradients
-  dtype, wide = query.dtype, jnp.float32
-  scale = jnp.asarray(query.shape[-1] ** -0.5, dtype)
+def _attend_backward(kept, dy):
+  query, key, value, y, weights = kept
+  scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
   dvalue = jnp.einsum('BHNM,BNHK->BMHK', weights, dy)
-  dweights = dweights + jnp.einsum(
-    'BNHK,BMHK->BHNM', dy, value, preferred_element_type=wide
+  dweights = jnp.einsum(
+    'BNHK,BMHK->BHNM', dy, value, preferred_element_type=jnp.float32
   )
-  # Of the softmax: rows of diag(w) - w wᵀ.
-  pull = weights * dweights
-  dlogits = pull - weights * pull.sum(-1, keepdims=True)
-  dlogits = dlogits.astype(dtype)
+  mean = jnp.einsum(
+    'BNHK,BNHK->BHN', y, dy, preferred_element_type=jnp.float32
+  )
+  dlogits = weights * (dweights - mean[..., None])
+  dlogits = dlogits.astype(query.dtype)
   dquery = jnp.einsum('BHNM,BMHK->BNHK', dlogits, key) * scale
   dkey = jnp.einsum('BHNM,BNHK->BMHK', dlogits, query * scale)
   return dquery, dkey, dvalue
 
 
-dot_product_attention.defvjp(_attention_forward, _attention_backward)
+attend.defvjp(_attend, _attend_backward)
 
 
 class Attention(nn.Module):
@@ -97,14 +102,11 @@ class Attention(nn.Module):
   ) -> tuple[Float[Array, 'B N D'], Float[Array, 'B H N N'] | None]:
     width = x.shape[-1]
 
+    shape = (self.heads, width // self.heads)
+
     def project(name):
-      return nn.DenseGeneral(
-        (self.heads, width // self.heads),
-        use_bias=self.qkv_bias,
-        dtype=self.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        name=name,
-      )(x)
+      layer = Linear((width,), shape, self.qkv_bias, self.dtype, name=name)
+      return layer(x).reshape(*x.shape[:2], *shape)
 
     query, key, value = map(project, ('query', 'key', 'value'))
     if self.qk_norm:
@@ -112,19 +114,43 @@ class Attention(nn.Module):
       key = LayerNorm(self.epsilon, self.dtype, 'key_norm')(key)
     if rotation is not None:
       query, key = rotate(query, rotation), rotate(key, rotation)
-    kernel = 'xla' if show_weights else kernels.pick(self.kernel, query)
-    if kernel == 'xla':
+    weights = None
+    if show_weights:
       y, weights = dot_product_attention(query, key, value)
+    elif (kernel := kernels.pick(self.kernel, query)) == 'xla':
+      y = attend(query, key, value)
     else:
-      y, weights = kernels.KERNELS[kernel](query, key, value), None
-    out = nn.DenseGeneral(
-      width,
-      axis=(-2, -1),
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      name='out',
-    )
-    return out(y), weights
+      y = kernels.KERNELS[kernel](query, key, value)
+    out = Linear(shape, (width,), True, self.dtype, name='out')
+    return out(y.reshape(x.shape)), weights
+
+
+class Linear(nn.Module):
+  """(..., I) -> (..., O), by a kernel that is kept as (*inputs, *outputs).
+
+  As nn.DenseGeneral for heads, but the product has all of their columns side by
+  side: of 64 at a time accelerators make arrays that are copied, to be laid out
+  otherwise.
+  """
+
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  use_bias: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*b I']) -> Float[Array, '*b O']:
+    flat = math.prod(self.inputs), math.prod(self.outputs)
+
+    def init(key, shape):
+      return nn.initializers.xavier_uniform()(key, flat).reshape(shape)
+
+    kernel = self.param('kernel', init, (*self.inputs, *self.outputs))
+    y = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(flat)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, self.outputs)
+      y += bias.astype(self.dtype).reshape(-1)
+    return y
 
 
 def LayerNorm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.Module:

@@ -16,19 +16,8 @@ from jaxtyping import Array, Float
 
 # Columns that a TPU's matrix unit takes at once. Narrower heads are taken side
 # by side, and zeros hide the others: their lanes would be idle otherwise.
-LANES = 128
+_LANES = 128
 _BLOCK = 2**19  # bytes of an operand on the chip at once, if an image is less
-
-
-def refusal(width: int, heads: int, tokens: int) -> str:
-  """Why the kernel cannot take such heads, or ''."""
-  if width % LANES and LANES % width:
-    return f'short takes heads of a width that divides {LANES}, not {width}'
-  if heads * width % LANES:
-    return f'short takes whole {LANES} columns, not {heads} heads of {width}'
-  if tokens > 640:  # six arrays of a head, (N, N), fit beside the operands
-    return f'short takes 640 tokens at most, not {tokens}'
-  return ''
 
 
 def _dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
@@ -45,7 +34,7 @@ def _softmax(logits: Array) -> Array:
 def _heads(refs: tuple, image: Array, width: int):
   """Calls for each group of heads: where it is, its lanes' owners, operands."""
   depth = refs[0].shape[-1]
-  lanes = max(width, LANES)
+  lanes = max(width, _LANES)
   owner = jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // width
   for start in range(0, depth, lanes):
     where = (image, slice(None), pl.ds(start, lanes))
