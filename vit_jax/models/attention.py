@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax import sharding
 from vit_jax.models import kernels
 from vit_jax.models.positions import Rotation, rotate
 
@@ -103,12 +104,13 @@ class Attention(nn.Module):
     width = x.shape[-1]
 
     shape = (self.heads, width // self.heads)
-
-    def project(name):
-      layer = Linear((width,), shape, self.qkv_bias, self.dtype, name=name)
-      return layer(x).reshape(*x.shape[:2], *shape)
-
-    query, key, value = map(project, ('query', 'key', 'value'))
+    layers = [
+      Linear((width,), shape, self.qkv_bias, self.dtype, name=name)
+      for name in ('query', 'key', 'value')
+    ]
+    query, key, value = (
+      y.reshape(*x.shape[:2], *shape) for y in side_by_side(layers, x)
+    )
     if self.qk_norm:
       query = LayerNorm(self.epsilon, self.dtype, 'query_norm')(query)
       key = LayerNorm(self.epsilon, self.dtype, 'key_norm')(key)
@@ -138,19 +140,42 @@ class Linear(nn.Module):
   use_bias: bool
   dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(self, x: Float[Array, '*b I']) -> Float[Array, '*b O']:
+  def setup(self):
     flat = math.prod(self.inputs), math.prod(self.outputs)
 
     def init(key, shape):
       return nn.initializers.xavier_uniform()(key, flat).reshape(shape)
 
-    kernel = self.param('kernel', init, (*self.inputs, *self.outputs))
-    y = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(flat)
+    self.kernel = self.param('kernel', init, (*self.inputs, *self.outputs))
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, self.outputs)
-      y += bias.astype(self.dtype).reshape(-1)
-    return y
+      self.bias = self.param('bias', nn.initializers.zeros, self.outputs)
+
+  def matrix(self) -> tuple[Float[Array, 'I O'], Float[Array, 'O'] | None]:
+    """Kernel and bias to compute with."""
+    rows = math.prod(self.inputs)
+    bias = self.bias.astype(self.dtype).reshape(-1) if self.use_bias else None
+    return self.kernel.astype(self.dtype).reshape(rows, -1), bias
+
+  def __call__(self, x: Float[Array, '*b I']) -> Float[Array, '*b O']:
+    kernel, bias = self.matrix()
+    y = x.astype(self.dtype) @ kernel
+    return y if bias is None else y + bias
+
+
+def side_by_side(
+  layers: list[Linear], x: Float[Array, 'B N I']
+) -> list[Float[Array, 'B N O']]:
+  """What each of some layers makes of x, as one product.
+
+  Each by itself where a mesh divides their columns.
+  """
+  if sharding.ways('tensor') > 1:
+    return [layer(x) for layer in layers]
+  kernels, biases = zip(*(layer.matrix() for layer in layers), strict=True)
+  y = x.astype(layers[0].dtype) @ jnp.concatenate(kernels, 1)
+  if biases[0] is not None:
+    y += jnp.concatenate(biases)
+  return jnp.split(y, len(layers), -1)
 
 
 def LayerNorm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.Module:

@@ -135,7 +135,7 @@ def pick(asked: Kind, query: Float[Array, 'B N H K']) -> str:
   What cannot be had is replaced by 'xla', with one line of the log.
   """
   _, tokens, heads, width = query.shape
-  ways = dict(jax.sharding.get_abstract_mesh().shape).get('tensor', 1)
+  ways = sharding.ways('tensor')
   heads = heads if heads % ways else heads // ways
   shape = (width, tokens, heads)
   kernel, why = choose(asked, platform(), str(query.dtype), *shape)
@@ -265,9 +265,10 @@ def short(
 
   def whole(*qkv: Array) -> Array:
     rows = [x.reshape(*x.shape[:2], -1) for x in qkv]
-    return attend(*rows, width, interpret).reshape(qkv[0].shape)
+    # As the projections made them: nothing is copied.
+    y = attend(jnp.concatenate(rows, -1), width, interpret)
+    return y.reshape(qkv[0].shape)
 
-  query = query * jnp.asarray(width**-0.5, query.dtype)
   return _divided(whole, query, key, value)
 
 

@@ -31,109 +31,116 @@ def _softmax(logits: Array) -> Array:
   return raised / raised.sum(-1, keepdims=True)
 
 
-def _heads(refs: tuple, image: Array, width: int):
-  """Calls for each group of heads: where it is, its lanes' owners, operands."""
-  depth = refs[0].shape[-1]
+def _heads(shape: tuple[int, ...], image: Array, width: int):
+  """For each group of heads: its lanes' owners; where it is in q, k, v."""
+  depth = shape[-1] // 3
   lanes = max(width, _LANES)
   owner = jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // width
+  own = [owner == head for head in range(lanes // width)]
   for start in range(0, depth, lanes):
-    where = (image, slice(None), pl.ds(start, lanes))
-    own = [owner == head for head in range(lanes // width)]
-    yield where, own, [ref[where] for ref in refs]
+    yield (
+      own,
+      [
+        (image, slice(None), pl.ds(part * depth + start, lanes))
+        for part in range(3)
+      ],
+    )
 
 
-def _forward(q_ref, k_ref, v_ref, y_ref, *, width: int):
-  """y = softmax(q kᵀ) v for the images of a block."""
+def _logits(query: Array, key: Array, width: int) -> Array:
+  return _dot(query, key, (1, 1)) * width**-0.5
+
+
+def _forward(qkv_ref, y_ref, *, width: int):
+  """y = softmax(q kᵀ / √K) v for the images of a block."""
 
   def one(image, _):
-    refs = (q_ref, k_ref, v_ref)
-    for where, own, (q, k, v) in _heads(refs, image, width):
+    for own, places in _heads(qkv_ref.shape, image, width):
+      q, k, v = (qkv_ref[place] for place in places)
       y = jnp.zeros(v.shape, jnp.float32)
       for mine in own:
-        weights = _softmax(_dot(jnp.where(mine, q, 0), k, (1, 1)))
+        weights = _softmax(_logits(jnp.where(mine, q, 0), k, width))
         y = jnp.where(mine, _dot(weights.astype(v.dtype), v, (1, 0)), y)
-      y_ref[where] = y.astype(y_ref.dtype)
+      y_ref[places[0]] = y.astype(y_ref.dtype)
     return 0
 
-  jax.lax.fori_loop(0, q_ref.shape[0], one, 0)
+  jax.lax.fori_loop(0, qkv_ref.shape[0], one, 0)
 
 
-def _backward(
-  q_ref, k_ref, v_ref, dy_ref, dq_ref, dk_ref, dv_ref, *, width: int
-):
+def _backward(qkv_ref, dy_ref, gradient_ref, *, width: int):
   """The gradients of `_forward`, by queries, keys and values."""
 
   def one(image, _):
-    refs = (q_ref, k_ref, v_ref, dy_ref)
-    for where, own, (q, k, v, dy) in _heads(refs, image, width):
+    for own, places in _heads(qkv_ref.shape, image, width):
+      q, k, v = (qkv_ref[place] for place in places)
+      dy = dy_ref[places[0]]
       dq = dk = dv = jnp.zeros(v.shape, jnp.float32)
       for mine in own:
         query, pull = jnp.where(mine, q, 0), jnp.where(mine, dy, 0)
-        weights = _softmax(_dot(query, k, (1, 1)))
+        weights = _softmax(_logits(query, k, width))
         dv += _dot(weights.astype(v.dtype), pull, (0, 0))
         pull = weights * _dot(pull, v, (1, 1))
         dlogits = pull - weights * pull.sum(-1, keepdims=True)
-        dlogits = dlogits.astype(q.dtype)
+        dlogits = (dlogits * width**-0.5).astype(q.dtype)
         dq = jnp.where(mine, _dot(dlogits, k, (1, 0)), dq)
         dk += _dot(dlogits, query, (0, 0))
-      for ref, gradient in ((dq_ref, dq), (dk_ref, dk), (dv_ref, dv)):
-        ref[where] = gradient.astype(ref.dtype)
+      for place, gradient in zip(places, (dq, dk, dv), strict=True):
+        gradient_ref[place] = gradient.astype(gradient_ref.dtype)
     return 0
 
-  jax.lax.fori_loop(0, q_ref.shape[0], one, 0)
+  jax.lax.fori_loop(0, qkv_ref.shape[0], one, 0)
 
 
-def _call(kernel, products: int, outputs: int, width: int, interpret: bool):
-  """A kernel over blocks of images; arrays are (B, N, D)."""
+def _call(kernel, products: int, columns: int, width: int, interpret: bool):
+  """A kernel over blocks of images; its result has `columns` times D."""
 
-  def call(*arrays: Array):
-    b, n, d = arrays[0].shape
-    size = arrays[0].dtype.itemsize
-    images = math.gcd(b, 2 ** int(math.log2(max(1, _BLOCK // (n * d * size)))))
-    block = pl.BlockSpec((images, n, d), lambda i: (i, 0, 0))
+  def call(qkv: Array, *more: Array) -> Array:
+    b, n, d = *qkv.shape[:2], qkv.shape[2] // 3
+    size = n * d * qkv.dtype.itemsize
+    images = math.gcd(b, 2 ** int(math.log2(max(1, _BLOCK // size))))
+
+    def block(times: int) -> pl.BlockSpec:
+      return pl.BlockSpec((images, n, times * d), lambda i: (i, 0, 0))
+
     cost = pl.CostEstimate(
       flops=2 * products * b * n * n * d,
       transcendentals=b * n * n * d // width,
-      bytes_accessed=(len(arrays) + outputs) * b * n * d * size,
+      bytes_accessed=(3 + len(more) + columns) * b * size,
     )
     return pl.pallas_call(
       functools.partial(kernel, width=width),
       grid=(b // images,),
-      in_specs=[block] * len(arrays),
-      out_specs=[block] * outputs,
-      out_shape=[jax.ShapeDtypeStruct((b, n, d), arrays[0].dtype)] * outputs,
+      in_specs=[block(3), *[block(1)] * len(more)],
+      out_specs=block(columns),
+      out_shape=jax.ShapeDtypeStruct((b, n, columns * d), qkv.dtype),
       cost_estimate=cost,
       interpret=interpret,
       name=f'short_attention{kernel.__name__}',
-    )(*arrays)
+    )(qkv, *more)
 
   return call
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def attend(
-  query: Float[Array, 'B N D'],
-  key: Float[Array, 'B N D'],
-  value: Float[Array, 'B N D'],
-  width: int,
-  interpret: bool,
+  qkv: Float[Array, 'B N QKV'], width: int, interpret: bool
 ) -> Float[Array, 'B N D']:
-  """softmax(QKᵀ) V of heads side by side, `width` columns each; no 1 / √K.
+  """softmax(QKᵀ / √K) V of heads side by side.
 
   Args:
-    query: queries, key: keys, value: values.
-    width: of a head.
+    qkv: queries, keys and values of all heads, D columns each.
+    width: K, of a head.
     interpret: runs the kernel step by step, on any platform.
   """
-  return _call(_forward, 2, 1, width, interpret)(query, key, value)[0]
+  return _call(_forward, 2, 1, width, interpret)(qkv)
 
 
-def _keep(query, key, value, width, interpret):
-  return attend(query, key, value, width, interpret), (query, key, value)
+def _keep(qkv, width, interpret):
+  return attend(qkv, width, interpret), qkv
 
 
-def _pull(width, interpret, kept, dy):
-  return tuple(_call(_backward, 5, 3, width, interpret)(*kept, dy))
+def _pull(width, interpret, qkv, dy):
+  return (_call(_backward, 5, 3, width, interpret)(qkv, dy),)
 
 
 attend.defvjp(_keep, _pull)
