@@ -22,6 +22,7 @@ from vit_jax import (
   tasks,
 )
 from vit_jax import step as step_lib
+from vit_jax import teacher as teacher_lib
 from vit_jax.data import (
   SOURCES,
   loader,
@@ -156,6 +157,8 @@ class Setup:
       **_fields(config.optim) | {'lr': self.lr},
     )
     self.apply = step_lib.make_apply(self.model)
+    if hasattr(self, 'train_source'):
+      _ = self.teacher  # is it there? Later, to look at a run, it need not be
 
   def _info(self, source: Source) -> DataInfo:
     size = self.config.size or source.size
@@ -171,6 +174,14 @@ class Setup:
     )
 
   def _model(self) -> nn.Module:
+    name, wanted = self.config.model.name, tasks.TASKS[self.config.task.name]
+    if name not in wanted.models:
+      raise UserError(
+        f'config.model.name = {name!r}: config.task.name = '
+        f'{self.config.task.name!r} trains '
+        + ' or '.join(map(repr, wanted.models))
+        + '.'
+      )
     fields = _fields(self.config.model)
     model = models.MODELS[self.config.model.name](
       classes=len(self.info.classes), **fields
@@ -265,6 +276,9 @@ class Setup:
     """Shapes, dtypes and shardings of the state."""
     with jax.set_mesh(self.mesh):
       shapes = jax.eval_shape(self._init)
+    return self._placed(shapes)
+
+  def _placed(self, shapes: Any) -> Any:
     return jax.tree.map(
       lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
       shapes,
@@ -285,6 +299,21 @@ class Setup:
     if self.config.data.on_error == 'skip':
       batch['skipped'] = leaf((count,), jnp.float32)
     return batch
+
+  @functools.cached_property
+  def teacher(self) -> teacher_lib.Teacher | None:
+    """Of config.task.teacher."""
+    path = self.config.task.get('teacher')
+    if not path:
+      return None
+    return teacher_lib.open_teacher(path, self.info, self.config.data.train.ops)
+
+  @functools.cached_property
+  def abstract_given(self) -> Any:
+    """What the train step is given beside state and batch, or None."""
+    if self.teacher is None:
+      return None
+    return self._placed(self.teacher.shapes)
 
   @functools.cached_property
   def _init(self):
@@ -315,6 +344,7 @@ class Setup:
       seed=self.config.seed,
       ema=self.config.ema,
       accumulate=self.config.accumulate,
+      teach=self.teacher,
     )
     return jax.jit(
       step, donate_argnums=0, out_shardings=(self._state_shardings, None)

@@ -177,6 +177,7 @@ def _loop(
   primary, many = distributed.primary(), jax.process_count() > 1
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
   state = _restore(setup, path, checkpoints)
+  given = finetune.given(setup)
   start = int(state.step)
   terminal = Terminal(setup.total, start, primary)
   if failed is None:
@@ -202,7 +203,7 @@ def _loop(
       waiting = time.perf_counter()
       batch = next(stream)
       waited = time.perf_counter() - waiting
-      state, metrics = setup.train_step(state, batch)
+      state, metrics = setup.train_step(state, batch, given)
       stop.armed = True  # from here on there is something to save
       if many:  # all have to learn of a signal after the same step
         asked = distributed.any_asks(setup.mesh, bool(stop.requested))

@@ -95,7 +95,7 @@ class View:
     """What the task says of each example: label, prediction, nll, ..."""
     step = self.setup.eval_step
     return self._collect(
-      self.loader, lambda b: step(self.params, b, None)[1], 'outputs'
+      self.loader, lambda b: step(self.params, b)[1], 'outputs'
     )
 
   def logits(self, source: Source) -> Rows:

@@ -49,6 +49,7 @@ def cross_entropy(
 class Classification:
   """The task of telling which of `classes` an image shows."""
 
+  models = ('vit',)
   metrics = ('accuracy', 'top5', 'loss')
   best = 'accuracy'
 
@@ -127,6 +128,10 @@ class Classification:
       'brier': jnp.square(probabilities - targets).sum(-1),
       'nll': cross_entropy(logits, targets, 'softmax'),
     }
+
+  def summary(self, means):
+    """The means themselves."""
+    return {name: float(mean) for name, mean in means.items()}
 
   def _probabilities(self, logits):
     sigmoid = self.objective == 'sigmoid'
