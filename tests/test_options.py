@@ -391,7 +391,7 @@ def test_kept_patches(prefix, n, fraction, kept):
   x = np.tile(np.arange(prefix + n, dtype='f')[None, :, None], (40, 1, 2))
   table = np.arange(prefix + n, dtype='f')[:, None] * 10
   key = jax.random.key(0)
-  x, tables = keep_patches(
+  x, tables, which = keep_patches(
     key, jnp.asarray(x), (jnp.asarray(table),), prefix, fraction
   )
   index = np.asarray(x[..., 0])
@@ -400,6 +400,7 @@ def test_kept_patches(prefix, n, fraction, kept):
   patches = index[:, prefix:]
   assert (np.diff(index) > 0).all()  # the order stays, none comes twice
   np.testing.assert_array_equal(np.asarray(tables[0])[..., 0], 10 * index)
+  np.testing.assert_array_equal(which, patches - prefix)
   if kept < n:
     assert len({tuple(row) for row in patches}) > 1  # images differ
     assert set(patches.ravel()) == set(range(prefix, prefix + n))  # all occur

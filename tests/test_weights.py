@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from vit_jax import cli, finetune, trees, weights
+from vit_jax import cli, finetune, origin, trees, weights
 from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
 from vit_jax.weights import mapping
@@ -240,12 +240,12 @@ def test_mistakes(saved, capsys, flags, says):
 )
 def test_preprocessing_and_ops_say_the_same(texts, expected):
   channels = len(expected.mean)
-  found = finetune.preprocessing_of(texts, (8, 8), channels)
+  found = origin.preprocessing_of(texts, (8, 8), channels)
   np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-5)
   np.testing.assert_allclose(found.std, expected.std, rtol=1e-5)
   for name in ('size', 'interpolation', 'crop', 'mode'):
     assert getattr(found, name) == getattr(expected, name)
-  again = finetune.preprocessing_of(finetune.ops_of(found), (8, 8), channels)
+  again = origin.preprocessing_of(origin.ops_of(found), (8, 8), channels)
   np.testing.assert_allclose(again.std, expected.std, rtol=1e-5)
   assert (again.crop, again.mode) == (expected.crop, expected.mode)
 
@@ -304,7 +304,6 @@ def test_loading_takes_less_than_twice_the_file(tmp_path, root):
 
 def test_a_shard_goes_straight_to_its_device(tmp_path, small_config):
   """Of init_from, each device gets its part, and the parts are the whole."""
-  from vit_jax import finetune
   from vit_jax.setup import Setup
 
   source = Setup(small_config(model__width='32', model__heads='4'))

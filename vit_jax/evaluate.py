@@ -27,11 +27,20 @@ def evaluate(
     keep: a file to write what each example has to: NumPy's .npz of `record`,
       its number in the split, `label`, `prediction`, and the metrics.
   """
-  sums = None
+  totals: dict[str, Any] = {}
+  pending: list[Any] = []  # sums of the last batch, fetched during the next
+
+  def add():
+    # In double precision on the host: counts of pixels pass 2**24.
+    for name, pair in jax.device_get(pending.pop()).items() if pending else ():
+      new = [np.asarray(x, np.float64) for x in pair]
+      old = totals.get(name, (0.0, 0.0))
+      totals[name] = tuple(a + b for a, b in zip(old, new, strict=True))
 
   def step(batch):
-    nonlocal sums
-    sums, values = setup.eval_step(params, batch, sums)
+    sums, values = setup.eval_step(params, batch)
+    add()
+    pending.append(sums)
     return values
 
   if keep:
@@ -39,11 +48,12 @@ def evaluate(
   else:
     for batch in loader.evaluate():
       step(batch)
-  pairs: dict[str, Any] = jax.device_get(sums) or {}
-  if pairs and not next(iter(pairs.values()))[1]:
+  add()
+  count = int(next(iter(totals.values()))[1])
+  if not count:
     raise UserError('no example of the split to evaluate can be read.')
-  metrics = {name: float(s / weight) for name, (s, weight) in pairs.items()}
-  metrics['count'] = count = int(next(iter(pairs.values()))[1])
+  means = {name: total / weight for name, (total, weight) in totals.items()}
+  metrics = setup.task.summary(means) | {'count': count}
   if count < len(loader.source):
     metrics['skipped'] = len(loader.source) - count
   check_skipped(setup, count, len(loader.source))

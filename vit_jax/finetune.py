@@ -5,9 +5,7 @@ not part of it (`TRAINING`). What is found is written into the config before the
 run starts, so that its config.json stands by itself.
 """
 
-import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,18 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import config as config_lib
-from vit_jax import trees, weights
-from vit_jax.data import open_split, ops
+from vit_jax import origin, trees, weights
+from vit_jax.data import open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluate import load_run
+from vit_jax.models.mae import MAE, without_decoder
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
 from vit_jax.step import TrainState
-from vit_jax.weights.formats import Preprocessing, crop_of
-from vit_jax.weights.refit import is_head, new_heads, refit
-from vit_jax.workdir import DataInfo, read_data_info, read_json
+from vit_jax.weights.formats import Preprocessing
+from vit_jax.weights.refit import is_head, refit
+from vit_jax.workdir import DataInfo, read_json
 
 # Fields of config.model that are the run's, not the weights'.
 TRAINING = (
@@ -44,52 +43,9 @@ TRAINING = (
 )
 
 
-def is_run(path: str | Path) -> bool:
-  """Whether a path is the workdir of a run, rather than a file of weights."""
-  return (Path(path) / 'checkpoints').is_dir()
-
-
-def preprocessing_of(
-  texts: tuple[str, ...], size: tuple[int, int], channels: int
-) -> Preprocessing:
-  """What the ops of an evaluation amount to.
-
-  Raises:
-    UserError: they are not a resize or crop and a linear map of the pixels.
-  """
-  field = 'config.data.test.ops'
-  context = ops.Context(size, channels)
-  ends = [np.full((*size, channels), v, np.uint8) for v in (0, 255)]
-  low, high = (ops.build(field, texts[-1:])(x, context)[0, 0] for x in ends)
-  std = 1 / (high - low)
-  kernels = re.findall(r'bilinear|bicubic|area|lanczos', ' '.join(texts))
-  small = re.search(r'resize_small\((\d+)', ' '.join(texts))
-  squash = any(text.startswith('resize') for text in texts) and not small
-  return Preprocessing(
-    size=size,
-    mean=tuple(float(x) for x in -low * std),
-    std=tuple(float(x) for x in std),
-    interpolation=kernels[0] if kernels else 'bilinear',
-    crop=crop_of(max(size), int(small[1])) if small else 1.0,
-    mode='squash' if squash else 'center',
-  )
-
-
-def ops_of(preprocessing: Preprocessing) -> tuple[str, ...]:
-  """The ops that do to a picture what weights were trained to see."""
-  kernel, size = preprocessing.interpolation, preprocessing.size
-  normalize = f'normalize({preprocessing.mean}, {preprocessing.std})'
-  if preprocessing.mode == 'squash':
-    return ('decode', f"resize('{kernel}')", normalize)
-  if size[0] != size[1]:  # as near as it gets: `crop` is for squares
-    return ('decode', f"fit('{kernel}')", normalize)
-  small = f"resize_small({preprocessing.side}, '{kernel}')"
-  return ('decode', small, 'central_crop', normalize)
-
-
 def _run_config(preprocessing: Preprocessing, data: str | None) -> dict:
   """Values of a config that sees pictures as the weights did."""
-  texts = ops_of(preprocessing)
+  texts = origin.ops_of(preprocessing)
   return {
     'size': preprocessing.size,
     'channels': len(preprocessing.mean),
@@ -156,13 +112,14 @@ def convert(
     format: of weights.FORMATS, or 'stablehlo'; '': by the file's ending.
     options: of weights.load, for a file.
   """
-  if is_run(source):
+  if origin.is_run(source):
     if options:
       raise UserError(f'--{min(options)} is for files; {source} is a run.')
     setup, step, params = load_run(source, None, raw=False)
-    model, info = setup.model, setup.info
+    model, params = without_decoder(setup.model, params)
+    info = setup.info
     texts = setup.config.data.test.ops
-    seen = preprocessing_of(texts, info.size, info.channels)
+    seen = origin.preprocessing_of(texts, info.size, info.channels)
     labels, pictures = info.classes, None
     what = f'step {step} of {source}'
   else:
@@ -190,20 +147,6 @@ def convert(
   return f'wrote {target} ({format}) from {what}'
 
 
-def _found(path: str) -> tuple[Mapping[str, Any], Preprocessing]:
-  """Fields of the model and preprocessing, without reading arrays."""
-  if not is_run(path):
-    found = weights.describe(path)[2]
-    seen = found.preprocessing
-    size = found.pictures or seen.size
-    return found.fields, dataclasses.replace(seen, size=size)
-  saved = config_lib.resolve(read_json(Path(path) / 'config.json') or {})
-  info = read_data_info(Path(path))
-  seen = preprocessing_of(saved.data.test.ops, info.size, info.channels)
-  fields = saved.model.to_dict() | {'classes': len(info.classes)}
-  return fields, seen
-
-
 def adopt(
   config: ml_collections.FrozenConfigDict, workdir: Path
 ) -> ml_collections.FrozenConfigDict:
@@ -227,7 +170,7 @@ def adopt(
       if text.startswith(('normalize', 'range'))
     )
   else:
-    found, seen = _found(config.init_from)
+    found, seen = origin.found(config.init_from)
     size, channels = config.size or seen.size, len(seen.mean)
     normal = f'normalize({seen.mean}, {seen.std})'
   values['size'], values['channels'] = config.size or size, channels
@@ -241,30 +184,71 @@ def adopt(
   return config_lib.resolve(values)
 
 
-def _parameters(setup: Setup, place: Callable[[str, Any], jax.Array]) -> dict:
+def _placer(abstract: Any) -> Callable[[str, Any], jax.Array]:
+  """A function of (path, array) that gives each device its part alone."""
+  where = dict(trees.paths(abstract))
+
+  def place(name: str, array: np.ndarray) -> jax.Array:
+    wanted = where[name].shape if name in where else 'not there'
+    if wanted != array.shape:
+      raise UserError(
+        f'the weights have {name} {array.shape}, which in the model is '
+        f"{wanted}. Is it of the head? config.init_head='new' makes a new one."
+      )
+    return jax.make_array_from_callback(
+      array.shape, where[name].sharding, lambda index: array[index]
+    )
+
+  return place
+
+
+def given(setup: Setup) -> Any:
+  """The teacher's parameters, placed like the student's; None: no teacher."""
+  if setup.teacher is None:
+    return None
+  path, place = setup.teacher.path, _placer(setup.abstract_given)
+  if not origin.is_run(path):
+    return weights.load(path, place=place)[1]
+  params = flatten_dict(load_run(Path(path), None, raw=False)[2], sep='/')
+  placed = {key: place(key, np.asarray(leaf)) for key, leaf in params.items()}
+  return unflatten_dict(placed, sep='/')
+
+
+def _parameters(
+  setup: Setup, place: Callable[[str, Any], jax.Array], fresh: dict
+) -> dict:
+  """Those of the weights; of `fresh`, by path, what they lack or give up."""
   config, info = setup.config, setup.info
   path, new = config.init_from, config.init_head == 'new'
-  known, classes = _found(path)[0]['classes'], len(info.classes)
+  known = origin.found(path)[0]['classes']
+  classes = 0 if isinstance(setup.model, MAE) else len(info.classes)
   if not new and known != classes:
     raise UserError(
-      f'config.init_from = {path!r} has {known} classes, the data {classes}. '
+      f'config.init_from = {path!r} has {known} classes, the model {classes}. '
       "Set config.init_head='new' to replace the head."
     )
-  if not is_run(path):
-    fit = {'size': info.size, 'classes': classes, 'new_head': new}
-    _, params, found = weights.load(path, **fit, place=place)
+  if not origin.is_run(path):
+    fit = {'size': info.size, 'classes': 0 if new else classes}
+    _, params, found = weights.load(path, **fit, new_head=new, place=place)
     _tell(path, found)
-    return params
-  run, _, params = load_run(Path(path), None, raw=False)
-  model, change = refit(run.model, run.info.size, info.size)
-  flat, result = flatten_dict(params, sep='/'), {}
-  if new:
-    flat = {key: leaf for key, leaf in flat.items() if not is_head(key)}
-    model = model.clone(classes=classes)
-    result = new_heads(model, info.size, info.channels)
-  for key, leaf in flat.items():
-    result[key] = change(key, np.asarray(leaf))
-  return unflatten_dict({k: place(k, v) for k, v in result.items()}, sep='/')
+    flat = flatten_dict(params, sep='/')
+  else:
+    run, _, params = load_run(Path(path), None, raw=False)
+    _, change = refit(run.model, run.info.size, info.size)
+    flat = {
+      key: place(key, change(key, np.asarray(leaf)))
+      for key, leaf in flatten_dict(params, sep='/').items()
+      if not (new and is_head(key))
+    }
+  flat = (fresh if new else {}) | flat
+  names = [name for name, _ in trees.paths(setup.abstract_state.params)]
+  lacking = [name for name in names if name not in flat]
+  if lacking:
+    raise UserError(
+      f'config.init_from = {path!r} has no {lacking[0]}, which the model has. '
+      "Is it of the head? config.init_head='new' makes a new one."
+    )
+  return unflatten_dict(flat, sep='/')
 
 
 def initial(setup: Setup) -> TrainState:
@@ -276,16 +260,14 @@ def initial(setup: Setup) -> TrainState:
   state = setup.init()
   if not setup.config.init_from:
     return state
-  where = dict(trees.paths(setup.abstract_state.params))
+  # What a task makes, and how tokens are read if the weights do not say.
+  fresh = {
+    path: leaf
+    for path, leaf in trees.paths(state.params)
+    if is_head(path) or path.split('/')[0] in ('pool', 'representation')
+  }
   state = state.replace(params=None, ema=None)  # makes room
-
-  def place(name: str, array: np.ndarray) -> jax.Array:
-    # Of its part alone for each device.
-    return jax.make_array_from_callback(
-      array.shape, where[name].sharding, lambda index: array[index]
-    )
-
-  params = _parameters(setup, place)
+  params = _parameters(setup, _placer(setup.abstract_state.params), fresh)
   averaged = setup.abstract_state.ema is not None
   ema = jax.tree.map(jnp.copy, params) if averaged else None
   return state.replace(params=params, ema=ema)

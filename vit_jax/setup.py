@@ -22,6 +22,7 @@ from vit_jax import (
   tasks,
 )
 from vit_jax import step as step_lib
+from vit_jax import teacher as teacher_lib
 from vit_jax.data import (
   SOURCES,
   loader,
@@ -30,6 +31,7 @@ from vit_jax.data import (
   parse_mixture,
   source_fields,
 )
+from vit_jax.data.few import Few
 from vit_jax.data.sources import Source, parse_name
 from vit_jax.errors import UserError
 from vit_jax.workdir import DataInfo
@@ -52,7 +54,11 @@ def open_group(data: Any, name: str, **changed: Any) -> Source:
   split = (group.split or name) if hasattr(group, 'split') else name
   shared = ('examples', 'classes', 'on_error')
   fields = {k: data[k] for k in [*shared, *source_fields(data.name)]}
-  return open_split(data.name, split, **fields | changed)
+  source = open_split(data.name, split, **fields | changed)
+  count, field = getattr(group, 'per_class', 0), f'config.data.{name}.per_class'
+  if count < 0:
+    raise UserError(f'{field} = {count}: at least 1, or 0 for all.')
+  return Few(source, count, field) if count else source
 
 
 def stated_info(config: Any) -> DataInfo | None:
@@ -69,7 +75,7 @@ def stated_info(config: Any) -> DataInfo | None:
     classes=tuple(map(str, range(data.classes))),
     size=(size, size) if isinstance(size, int) else size,
     channels=config.channels or getattr(SOURCES[kind], 'channels', 3),
-    examples=data.examples,
+    examples=data.train.per_class * data.classes or data.examples,
     fingerprint='',
   )
 
@@ -156,6 +162,8 @@ class Setup:
       **_fields(config.optim) | {'lr': self.lr},
     )
     self.apply = step_lib.make_apply(self.model)
+    if hasattr(self, 'train_source'):
+      _ = self.teacher  # is it there? Later, to look at a run, it need not be
 
   def _info(self, source: Source) -> DataInfo:
     size = self.config.size or source.size
@@ -171,6 +179,14 @@ class Setup:
     )
 
   def _model(self) -> nn.Module:
+    name, wanted = self.config.model.name, tasks.TASKS[self.config.task.name]
+    if name not in wanted.models:
+      raise UserError(
+        f'config.model.name = {name!r}: config.task.name = '
+        f'{self.config.task.name!r} trains '
+        + ' or '.join(map(repr, wanted.models))
+        + '.'
+      )
     fields = _fields(self.config.model)
     model = models.MODELS[self.config.model.name](
       classes=len(self.info.classes), **fields
@@ -265,6 +281,9 @@ class Setup:
     """Shapes, dtypes and shardings of the state."""
     with jax.set_mesh(self.mesh):
       shapes = jax.eval_shape(self._init)
+    return self._placed(shapes)
+
+  def _placed(self, shapes: Any) -> Any:
     return jax.tree.map(
       lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
       shapes,
@@ -285,6 +304,23 @@ class Setup:
     if self.config.data.on_error == 'skip':
       batch['skipped'] = leaf((count,), jnp.float32)
     return batch
+
+  @functools.cached_property
+  def teacher(self) -> teacher_lib.Teacher | None:
+    """Of config.task.teacher."""
+    path = getattr(self.task, 'teacher', '')
+    if not path:
+      return None
+    return teacher_lib.open_teacher(
+      path, self.info, self.config.data.train.ops, self.config.model.dtype
+    )
+
+  @functools.cached_property
+  def abstract_given(self) -> Any:
+    """What the train step is given beside state and batch, or None."""
+    if self.teacher is None:
+      return None
+    return self._placed(self.teacher.shapes)
 
   @functools.cached_property
   def _init(self):
@@ -315,6 +351,7 @@ class Setup:
       seed=self.config.seed,
       ema=self.config.ema,
       accumulate=self.config.accumulate,
+      teach=self.teacher,
     )
     return jax.jit(
       step, donate_argnums=0, out_shardings=(self._state_shardings, None)

@@ -37,15 +37,19 @@ def key_for(seed: int, step: Any, purpose: str) -> jax.Array:
 
 
 def make_apply(model: nn.Module) -> Apply:
-  """(params, images, key=None, capture=()) -> outputs; a key means training."""
+  """(params, images, key=None, capture=()) -> outputs; a key means training.
 
-  def apply(params, images, key=None, capture=()):
+  What else it is given goes to the model: what is special to a task.
+  """
+
+  def apply(params, images, key=None, capture=(), **special):
     return model.apply(
       {'params': params},
       images,
       train=key is not None,
       capture=capture,
       rngs={} if key is None else {'dropout': key},
+      **special,
     )
 
   return apply
@@ -122,16 +126,23 @@ def make_train_step(
   seed: int,
   ema: float,
   accumulate: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """The function from (state, batch) to (new state, scalars to log).
+  teach: Callable[[Any, jax.Array], jax.Array] | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """The function from (state, batch, given) to (new state, scalars to log).
+
+  `given` are the parameters of a teacher, and `teach` what it says of images:
+  `teacher` of the batch. It is asked before gradients are taken, so none can
+  reach it.
 
   A step whose loss or gradient is not finite leaves everything but the step
   number as it was, and reports `finite` 0: what is then saved is sound.
   """
 
-  def train_step(state, batch):
+  def train_step(state, batch, given=None):
     key = key_for(seed, state.step, 'dropout')
     batch = task.augment(batch, key_for(seed, state.step, 'mix'))
+    if teach:
+      batch = batch | {'teacher': teach(given, batch['image'])}
     grads, sums = _sums_and_grads(
       task, apply, state.params, batch, key, accumulate
     )
@@ -161,21 +172,19 @@ def make_train_step(
 
 def make_eval_step(
   task: Task, apply: Apply
-) -> Callable[[Any, Batch, Metrics | None], tuple[Metrics, Values]]:
-  """(params, batch, sums so far or None) -> (sums, what each example has).
+) -> Callable[[Any, Batch], tuple[Metrics, Values]]:
+  """(params, batch) -> (sums over its examples of mask 1, what each has)."""
 
-  The sums are over examples of mask 1, on the devices.
-  """
-
-  def eval_step(params, batch, sums):
+  def eval_step(params, batch):
     values, outputs = task.evaluate(apply, params, batch)
     mask = batch['mask']
-    # Of what is masked a value may be anything, also not a number.
-    new = {
-      name: (jnp.where(mask > 0, value, 0).sum(), mask.sum())
-      for name, value in values.items()
-    }
-    sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+
+    def total(value):
+      # Of what is masked a value may be anything, also not a number.
+      where = mask.reshape(-1, *[1] * (value.ndim - 1)) > 0
+      return jnp.where(where, value, 0).sum(0), mask.sum()
+
+    sums = jax.tree.map(total, values)
     each = {'mask': mask, 'label': batch['label'], **outputs, **values}
     return sums, each
 

@@ -66,14 +66,18 @@ def keep_patches(
     tables: of one row a token (N, K), to be taken along; or None.
     prefix: number of tokens before the patches.
     fraction: of the patches to keep; the same number for each image.
+
+  Returns:
+    The tokens, their tables, and which patches they are (B, kept).
   """
   n = x.shape[1] - prefix
   kept = max(1, round(n * fraction))
   order = jnp.argsort(jax.random.uniform(key, (len(x), n)), 1)[:, :kept]
+  order = jnp.sort(order, 1)
   fixed = jnp.broadcast_to(jnp.arange(prefix), (len(x), prefix))
-  index = jnp.concatenate([fixed, jnp.sort(order, 1) + prefix], 1)
+  index = jnp.concatenate([fixed, order + prefix], 1)
   x = jnp.take_along_axis(x, index[..., None], 1)
-  return x, tables and tuple(table[index] for table in tables)
+  return x, tables and tuple(table[index] for table in tables), order
 
 
 class PatchEmbed(nn.Module):

@@ -7,6 +7,7 @@ Read with `patches.py`, `positions.py`, `attention.py`, `encoder.py` and
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -21,7 +22,14 @@ from vit_jax.models.patches import PatchEmbed, grid, keep_patches
 from vit_jax.models.stem import Flavour, Stem
 from vit_jax.models.variants import STEMS, Variant, parse
 
-CAPTURES = ('tokens', 'attention', 'pooled', 'logits')
+CAPTURES = (
+  'tokens',
+  'attention',
+  'pooled',
+  'logits',
+  'class_logits',
+  'distill_logits',
+)
 
 
 class ViT(nn.Module, kw_only=True):
@@ -248,38 +256,42 @@ class ViT(nn.Module, kw_only=True):
       x = nn.Dense(self.representation, dtype=dtype, name='representation')(x)
       x = jnp.tanh(x)
     if not self.classes:
-      return x if distill is None else (x + distill) / 2
+      return x, x if distill is None else distill
     logits = Head(self.classes, self.head_bias, name='head')(x)
-    if distill is not None:
-      other = Head(self.classes, self.head_bias, name='distill_head')(distill)
-      logits = (logits + other) / 2
-    return logits
+    if distill is None:
+      return logits, logits
+    other = Head(self.classes, self.head_bias, name='distill_head')(distill)
+    return logits, other
 
-  @nn.compact
-  def __call__(
+  def encode(
     self,
     images: Float[Array, 'B h w c'],
     *,
-    train: bool = False,
+    train: bool,
     capture: tuple[str, ...] = (),
+    visible: tuple[jax.Array, float] | None = None,
   ):
-    """Logits; with `capture`, also a dict of what it names.
+    """Tokens (B, N, D) after the last block, to be called by `__call__`.
 
     Args:
-      images: (B, h, w, c), in the value range of the data's ops.
-      train: dropout and stochastic depth, which need rngs={'dropout': key}.
-      capture: any of 'tokens' (L, B, N, D) after each block, 'attention'
-        (L, B, H, N, N), 'pooled' (B, D), 'logits' (B, Y).
+      images: (B, h, w, c).
+      train: as of `__call__`.
+      capture: any of 'tokens', 'attention'.
+      visible: (key, fraction) of the patches that are seen at all.
+
+    Returns:
+      The tokens, normalised if that is done before the pooling; what `capture`
+      names; and which patches were visible (B, n), or None: all.
     """
-    for name in capture:
-      check_choice('capture', name, CAPTURES)
-    shape, dtype = self.shape, jnp.dtype(self.dtype)
+    shape, dtype, seen = self.shape, jnp.dtype(self.dtype), None
     x = self._embed(images)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     rotation = self._rotation(images.shape[1:3])
     if self.patch_dropout and train:
-      key, kept = self.make_rng('dropout'), 1 - self.patch_dropout
-      x, rotation = keep_patches(key, x, rotation, self.prefix, kept)
+      visible = self.make_rng('dropout'), 1 - self.patch_dropout
+    if visible:
+      key, kept = visible
+      x, rotation, seen = keep_patches(key, x, rotation, self.prefix, kept)
     if self.embed_norm:
       x = LayerNorm(self.epsilon, dtype, name='embed_norm')(x)
     layer = Layer(
@@ -298,19 +310,51 @@ class ViT(nn.Module, kw_only=True):
     )
     x, outputs = Encoder(
       shape.depth, layer, self.remat, self.unroll, name='encoder'
-    )(
-      x,
-      rotation,
-      train=train,
-      capture=tuple(n for n in capture if n in ('tokens', 'attention')),
-    )
-    norm = LayerNorm(self.epsilon, dtype, name='norm')
-    x = norm(x) if self.pool_norm == 'before' else x
+    )(x, rotation, train=train, capture=capture)
+    return self._norm(x, 'before'), outputs, seen
+
+  def _norm(self, x: jax.Array, where: str) -> jax.Array:
+    """The last LayerNorm, in the one of two places where it is."""
+    if self.pool_norm != where:
+      return x
+    return LayerNorm(self.epsilon, jnp.dtype(self.dtype), name='norm')(x)
+
+  def read(
+    self, x: Float[Array, 'B N D'], outputs: dict, capture: tuple[str, ...]
+  ):
+    """What `__call__` returns, from what `encode` does."""
     pooled, distill = self._pool(x), x[:, 1] if self.distill_token else None
-    if self.pool_norm == 'after':
-      pooled = norm(pooled)
-    outputs['pooled'] = pooled
-    outputs['logits'] = self._logits(pooled, distill)
-    if not capture:
-      return outputs['logits']
-    return outputs['logits'], {name: outputs[name] for name in capture}
+    pooled = self._norm(pooled, 'after')
+    logits, other = self._logits(pooled, distill)
+    both = logits if distill is None else (logits + other) / 2
+    found = {
+      'pooled': pooled,
+      'logits': both,
+      'class_logits': logits,
+      'distill_logits': other,
+    } | outputs
+    return (both, {n: found[n] for n in capture}) if capture else both
+
+  @nn.compact
+  def __call__(
+    self,
+    images: Float[Array, 'B h w c'],
+    *,
+    train: bool = False,
+    capture: tuple[str, ...] = (),
+  ):
+    """Logits; with `capture`, also a dict of what it names.
+
+    Args:
+      images: (B, h, w, c), in the value range of the data's ops.
+      train: dropout and stochastic depth, which need rngs={'dropout': key}.
+      capture: any of 'tokens' (L, B, N, D) after each block, 'attention'
+        (L, B, H, N, N), 'pooled' (B, D), 'logits' (B, Y), 'class_logits' of
+        the CLS token's head and 'distill_logits' of the distillation token's
+        (where there is none, all three are the same).
+    """
+    for name in capture:
+      check_choice('capture', name, CAPTURES)
+    of_blocks = tuple(n for n in capture if n in ('tokens', 'attention'))
+    x, outputs, _ = self.encode(images, train=train, capture=of_blocks)
+    return self.read(x, outputs, capture)

@@ -55,7 +55,9 @@ def _compile(setup: Setup, topology: Topology) -> Any:
     deterministic = {'xla_gpu_deterministic_ops': setup.config.deterministic}
     options = _CUDA | deterministic
   with jax.set_mesh(setup.mesh):
-    lowered = setup.train_step.lower(setup.abstract_state, setup.abstract_batch)
+    lowered = setup.train_step.lower(
+      setup.abstract_state, setup.abstract_batch, setup.abstract_given
+    )
     return lowered.compile(compiler_options=options)
 
 

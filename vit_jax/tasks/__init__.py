@@ -7,21 +7,24 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.reconstruction import Reconstruction
 
 Batch = dict[str, jax.Array]
 Sums = tuple[jax.Array, jax.Array]  # (sum over examples, their total weight)
 Metrics = dict[str, Sums]
-Values = dict[str, jax.Array]  # one for each example, (B,)
-Apply = Callable[..., Any]  # (params, images, key=None, capture=()) -> outputs
+Values = dict[str, jax.Array]  # of each example, (B,) or (B, ...)
+Apply = Callable[..., Any]  # see step.make_apply
 
 
 @runtime_checkable
 class Task(Protocol):
   """An objective. All sums: the step divides once, over the global batch."""
 
-  metrics: tuple[str, ...]  # that `evaluate` gives
+  models: tuple[str, ...]  # of models.MODELS, that it trains
+  metrics: tuple[str, ...]  # that `summary` gives
   best: str  # the metric, higher is better, that picks the best checkpoint
 
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
@@ -37,12 +40,22 @@ class Task(Protocol):
   def evaluate(
     self, apply: Apply, params: Any, batch: Batch
   ) -> tuple[Values, Values]:
-    """Of each example: metrics, of which a split has the mean, and outputs."""
+    """Of each example: values, of which a split has the mean, and outputs."""
+    ...
+
+  def summary(self, means: dict[str, np.ndarray]) -> dict[str, float]:
+    """The metrics of a split, from the means of its values."""
     ...
 
   def predict(self, apply: Apply, params: Any, images: jax.Array) -> Any:
     """What `predict` shows for images (B, h, w, c)."""
     ...
 
+  # Optional: show(apply, params, batch) -> pictures (B, h, w, c) by name, for
+  # the panels that a run draws of its first split; see viz/panels.py.
 
-TASKS = {'classification': Classification}
+
+TASKS = {
+  'classification': Classification,
+  'reconstruction': Reconstruction,
+}

@@ -20,17 +20,22 @@ def _fit(text: str, font: Any, width: int) -> str:
 
 
 def draw_contact_sheet(
-  images: np.ndarray, captions: Sequence[str], title: str, path: Path
+  images: np.ndarray,
+  captions: Sequence[str],
+  title: str,
+  path: Path,
+  columns: int = 0,
 ):
   """Writes images uint8 (n, h, w, c) with a line under each.
 
   Small ones are enlarged by a whole factor, without smoothing, so that every
-  pixel can be seen.
+  pixel can be seen. `columns`: 0, as many as make the sheet wide.
   """
   n, h, w, c = images.shape
   zoom = max(1, round(_LEAST / max(h, w)))
   h, w = h * zoom, w * zoom
-  columns = max(1, min(n, math.ceil(math.sqrt(1.5 * n * h / w))))
+  wide = max(1, min(n, math.ceil(math.sqrt(1.5 * n * h / w))))
+  columns = min(columns, n) or wide
   rows = math.ceil(n / columns)
   width = columns * (w + _GAP) + _GAP
   sheet = Image.new(
