@@ -1,10 +1,10 @@
 """`python -m benchmarks NAME`: measures, prints tables, writes JSON.
 
-  python -m benchmarks step                  beside timm, Hugging Face, flax
-  python -m benchmarks all --output=F.json   every one of them
-  python -m benchmarks compare OLD.json NEW.json
-  python -m benchmarks render F.json docs/performance.md
-  python -m benchmarks results --workdir=W   trains what docs/results.md tells of
+python -m benchmarks step                  beside timm, Hugging Face, flax
+python -m benchmarks all --output=F.json   every one of them
+python -m benchmarks compare OLD.json NEW.json
+python -m benchmarks render F.json docs/performance.md
+python -m benchmarks results --workdir=W   trains what docs/results.md tells of
 """
 
 import argparse
@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('files', nargs='*', type=Path, help='of compare, render')
   parser.add_argument('--images', type=int, default=256, help='JPEGs to make')
   parser.add_argument('--rounds', type=int, default=7, help='of each side')
-  parser.add_argument('--batches', type=int, default=12, help='of an input round')
+  parser.add_argument(
+    '--batches', type=int, default=12, help='of an input round'
+  )
   parser.add_argument('--workdir', type=Path, help='of results')
   parser.add_argument('--output', type=Path, help='JSON file to write')
   args = parser.parse_args(argv)

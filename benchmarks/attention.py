@@ -62,7 +62,9 @@ def _compiled(way: Attend) -> tuple[Callable, Callable]:
   return jax.jit(lambda q, k, v, dy: way(q, k, v)), jax.jit(gradient)
 
 
-def _check(ways: dict[str, tuple[Callable, Callable]], inputs: list, most: float):
+def _check(
+  ways: dict[str, tuple[Callable, Callable]], inputs: list, most: float
+):
   """Raises AssertionError unless all give the same, gradients too."""
   wanted = None
   for name, (_, gradient) in ways.items():
@@ -81,9 +83,7 @@ def run(rounds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
   for tokens in track(lengths, 'measuring', transient=True):
     for dtype in DTYPES:
       inputs = _inputs(dtype, tokens)
-      ways = {
-        n: _compiled(way) for n, way in candidates(dtype, tokens).items()
-      }
+      ways = {n: _compiled(way) for n, way in candidates(dtype, tokens).items()}
       _check(ways, inputs, _ALLOWED[dtype])
       seconds = {name: ([], []) for name in ways}
       for number in range(rounds + 1):

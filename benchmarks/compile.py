@@ -85,9 +85,7 @@ def run(rounds: int) -> dict[str, Any]:
       'Compile time': measure.table(
         ('depth', 'seconds', 'least', 'most'), timed
       ),
-      'Temporaries': measure.table(
-        ('`model.remat`', 'MB', 'of `none`'), rows
-      ),
+      'Temporaries': measure.table(('`model.remat`', 'MB', 'of `none`'), rows),
     },
     goals={
       f'compile time, depth {two} / {one}': measure.goal(

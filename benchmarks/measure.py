@@ -108,7 +108,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict:
       return str(x)
     return f'{x:,.0f}' if abs(x) >= 100 else f'{x:.3g}'
 
-  return {'columns': list(columns), 'rows': [[text(x) for x in r] for r in rows]}
+  return {
+    'columns': list(columns),
+    'rows': [[text(x) for x in r] for r in rows],
+  }
 
 
 def goal(value: float, *, least: float = 0.0, most: float = 0.0) -> dict:

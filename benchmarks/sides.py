@@ -66,9 +66,9 @@ def _ours(case: Any, dtype: str) -> Side:
   mask = np.ones(case.batch, np.float32)
   batch = {'image': images, 'label': labels, 'mask': mask}
   with jax.set_mesh(setup.mesh):
-    given = jax.device_put(params, jax.tree.map(
-      lambda s: s.sharding, setup.abstract_state.params
-    ))
+    given = jax.device_put(
+      params, jax.tree.map(lambda s: s.sharding, setup.abstract_state.params)
+    )
     state = setup.init().replace(params=jax.tree.map(lambda x: x + 0, given))
     batch = jax.device_put(batch, setup.abstract_batch['label'].sharding)
 

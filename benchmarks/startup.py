@@ -81,9 +81,7 @@ def run(rounds: int) -> dict[str, Any]:
     load=load,
     about=f'medians of {rounds} starts from the shell',
     rates={f'{name}, 1/s': 1 / value for name, value in medians.items()},
-    tables={
-      'Startup': measure.table(('', 'seconds', 'least', 'most'), rows)
-    },
+    tables={'Startup': measure.table(('', 'seconds', 'least', 'most'), rows)},
     goals={
       '`--help`, s': measure.goal(medians['`--help`'], most=0.4),
       'second start to step 1, s': measure.goal(

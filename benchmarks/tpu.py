@@ -99,7 +99,9 @@ def facts(compiled: Any, devices: int) -> dict[str, float]:
 
 
 def run(
-  variants: tuple[str, ...] = VARIANTS, topology: str = 'v5e:4x4', depth: int = 0
+  variants: tuple[str, ...] = VARIANTS,
+  topology: str = 'v5e:4x4',
+  depth: int = 0,
 ) -> dict[str, Any]:
   """Compiles; the record. Says so if there is no compiler.
 

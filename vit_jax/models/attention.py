@@ -59,9 +59,7 @@ def _attend_backward(kept, dy):
   dweights = jnp.einsum(
     'BNHK,BMHK->BHNM', dy, value, preferred_element_type=jnp.float32
   )
-  mean = jnp.einsum(
-    'BNHK,BNHK->BHN', y, dy, preferred_element_type=jnp.float32
-  )
+  mean = jnp.einsum('BNHK,BNHK->BHN', y, dy, preferred_element_type=jnp.float32)
   dlogits = weights * (dweights - mean[..., None])
   dlogits = dlogits.astype(query.dtype)
   dquery = jnp.einsum('BHNM,BMHK->BNHK', dlogits, key) * scale
@@ -152,9 +150,11 @@ class Linear(nn.Module):
 
   def matrix(self) -> tuple[Float[Array, 'I O'], Float[Array, 'O'] | None]:
     """Kernel and bias to compute with."""
-    rows = math.prod(self.inputs)
-    bias = self.bias.astype(self.dtype).reshape(-1) if self.use_bias else None
-    return self.kernel.astype(self.dtype).reshape(rows, -1), bias
+    kernel = jnp.asarray(self.kernel, self.dtype)
+    kernel = kernel.reshape(math.prod(self.inputs), -1)
+    if not self.use_bias:
+      return kernel, None
+    return kernel, jnp.asarray(self.bias, self.dtype).reshape(-1)
 
   def __call__(self, x: Float[Array, '*b I']) -> Float[Array, '*b O']:
     kernel, bias = self.matrix()
