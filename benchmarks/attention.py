@@ -59,7 +59,7 @@ def _compiled(way: Attend) -> tuple[Callable, Callable]:
     y, pull = jax.vjp(way, query, key, value)
     return y, *pull(dy)
 
-  return jax.jit(lambda q, k, v, dy: way(q, k, v)), jax.jit(gradient)
+  return jax.jit(lambda *qkvd: way(*qkvd[:3])), jax.jit(gradient)
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that take turns, medians, a record of it all.
+"""What benchmarks share: sides that take turns, medians, a record of it all.
 
 A record, ready for JSON, holds where it was made (commit, versions, devices,
 load), `rates` (numbers by name, for `compare`), `tables` (rows of text, for
@@ -49,7 +49,7 @@ def in_turn(
   make: Callable[[str], tuple[Callable[[], Any], Any]],
   names: Iterable[str],
   rounds: int,
-  check: Callable[[dict[str, Any]], None] = lambda facts: None,
+  check: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
   """What each side measured in each round; and which ones died.
 

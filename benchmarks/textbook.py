@@ -1,8 +1,7 @@
 """The baseline: a ViT as flax's documentation would have one write it.
 
-`nn.MultiHeadDotProductAttention`, `nn.LayerNorm`, `nn.Dense`, a Python loop over
-the blocks, defaults throughout. It has parameters of another shape than ours,
-and `params_of` carries ours over.
+`nn.MultiHeadDotProductAttention`, `nn.LayerNorm`, `nn.Dense`, a Python loop
+over the blocks, defaults throughout. `params_of` carries our parameters over.
 """
 
 from collections.abc import Callable

@@ -27,9 +27,9 @@ _MADE_FOR = {'cudnn': 'gpu', 'splash': 'tpu', 'short': 'tpu'}
 # v5e's vector unit in float32.
 _LANES, _BLOCK = 128, 1024
 
-# Tokens from which 'auto' takes splash on TPUs where short does not do. By `plan`
-# for a v5e (docs/scaling.md) it moves as many bytes as XLA at 196 tokens, padded
-# to 256, and half at 576; from 512 on padding costs 1.6 times at most.
+# Tokens from which 'auto' takes splash on TPUs where short does not do. By
+# `plan` for a v5e it moves as many bytes as XLA at 196 tokens, padded to 256,
+# and half at 576; from 512 on padding costs 1.6 times at most.
 _LONG = 512
 
 # Tokens up to which six arrays of a head, (N, N) in float32, fit on the chip.
