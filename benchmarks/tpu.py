@@ -4,7 +4,8 @@ Both in training on v5e:4x4, 64 images a device, AdamW; ours by
 configs/vit_i1k.py (bfloat16) without mixing, from the CLS token with learned
 positions, so that both have the same parameters. Bytes are XLA's own count
 ("bytes accessed") and ours of what crosses to HBM (plan/costs.py), both of the
-unrolled program, without a loop. Wants libtpu: PYTHONPATH=.venv/plan, or the extra plan-tpu.
+unrolled program, without a loop. Wants libtpu: PYTHONPATH=.venv/plan, or the
+extra plan-tpu.
 """
 
 import importlib.util
