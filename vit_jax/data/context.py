@@ -19,6 +19,11 @@ class _Key(np.random.bit_generator.ISeedSequence):
     return np.array(self._key, np.uint64)
 
 
+def generator(seed: tuple[int, int]) -> np.random.Generator:
+  """Random numbers by two words of 64 bits."""
+  return np.random.Generator(np.random.Philox(_Key(seed)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
   """What an op may know besides the image."""
@@ -35,9 +40,7 @@ class Context:
     Not a cached_property: its lock, until Python 3.12, is one for all examples.
     """
     if 'rng' not in self.__dict__:
-      self.__dict__['rng'] = np.random.Generator(
-        np.random.Philox(_Key(self.seed))
-      )
+      self.__dict__['rng'] = generator(self.seed)
     return self.__dict__['rng']
 
 
