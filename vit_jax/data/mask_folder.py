@@ -4,7 +4,6 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
 import numpy as np
 from absl import logging
 
@@ -172,7 +171,5 @@ class Masks(Folder):
   def _read(self, item: tuple[str, Any]) -> tuple[bytes, Any]:
     image, _ = super()._read(item)
     key = f'{self._root}/{item[1]}'
-    written = masks.decode(self._mask_bytes(item), key)
-    mask = cv2.LUT(written, self._table)
-    masks.check(mask, len(self.classes), key, written)
-    return image, mask
+    data = self._mask_bytes(item)
+    return image, masks.numbered(data, self._table, len(self.classes), key)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -121,6 +122,36 @@ def read(record: Record, classes: int) -> UInt8[np.ndarray, 'h w']:
     mask.shape, image.shape[:2] if plain else header(image, key)[0], key
   )
   check(mask, classes, key)
+  return mask
+
+
+def numbered(
+  written: bytes | np.ndarray,
+  classes: UInt8[np.ndarray, '256'],
+  count: int,
+  key: str,
+) -> UInt8[np.ndarray, 'h w']:
+  """The classes of a mask as a data set has it.
+
+  Args:
+    written: numbers; the bytes of a PNG, or integers (h, w) or (h, w, 1).
+    classes: from `table`.
+    count: of the classes.
+    key: names the mask in messages.
+
+  Raises:
+    BadRecord: see `decode` and `check`.
+  """
+  if isinstance(written, bytes):
+    pixels = decode(written, key)
+  else:
+    low, high = written.min(), written.max()
+    if low < 0 or high > 255:
+      wrong = low if low < 0 else high
+      raise BadRecord(f'{key}: the mask has {wrong}; 0 to 255 can be read.')
+    pixels = written.astype(np.uint8).reshape(written.shape[:2])
+  mask = cv2.LUT(pixels, classes)
+  check(mask, count, key, pixels)
   return mask
 
 
