@@ -323,10 +323,12 @@ class Setup:
   @functools.cached_property
   def teacher(self) -> teacher_lib.Teacher | None:
     """Of config.task.teacher."""
-    path = self.config.task.get('teacher')
+    path = getattr(self.task, 'teacher', '')
     if not path:
       return None
-    return teacher_lib.open_teacher(path, self.info, self.config.data.train.ops)
+    return teacher_lib.open_teacher(
+      path, self.info, self.config.data.train.ops, self.config.model.dtype
+    )
 
   @functools.cached_property
   def abstract_given(self) -> Any:

@@ -178,6 +178,9 @@ def _loop(
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
   state = _restore(setup, path, checkpoints)
   given = finetune.given(setup)
+  if given and primary:
+    name = f'config.task.teacher = {setup.teacher.path!r}'
+    workdir.check_same(path, 'teacher', trees.digest(given), name)
   start = int(state.step)
   terminal = Terminal(setup.total, start, primary)
   if failed is None:
