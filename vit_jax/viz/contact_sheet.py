@@ -46,7 +46,7 @@ def draw_contact_sheet(
   pixel can be seen. What colours mean, (name, RGB), stands below.
   """
   n, h, w, c = images.shape
-  zoom = max(1, round(_LEAST / max(h, w)))
+  zoom = max(1, round(_LEAST / max(h, w / 2)))
   h, w = h * zoom, w * zoom
   columns = max(1, min(n, math.ceil(math.sqrt(1.5 * n * h / w))))
   rows = math.ceil(n / columns)

@@ -1,5 +1,6 @@
 """Masks as colours on their pictures."""
 
+import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,17 +10,15 @@ from vit_jax.data.sources import IGNORE
 
 
 def _colors() -> UInt8[np.ndarray, '256 3']:
-  """Pascal VOC's: bits 0, 3, 6 of a label are the highest of red, and so on.
+  """The first class black, most often the background; IGNORE nearly white.
 
-  The first is black, and that of IGNORE nearly white.
+  The hues between are a golden ratio of the circle apart, so that any few in a
+  row differ.
   """
-  labels = np.arange(256)
-  result = np.zeros((256, 3), np.int64)
-  for place in range(8):
-    for channel in range(3):
-      bit = labels >> (3 * place + channel) & 1
-      result[:, channel] |= bit << (7 - place)
-  return result.astype(np.uint8)
+  turns = [(i * 0.618034 % 1, 1.0, 1 - 0.25 * (i % 2)) for i in range(256)]
+  colors = np.array([colorsys.hsv_to_rgb(*turn) for turn in turns])
+  colors[0], colors[IGNORE] = 0.0, (0.9, 0.88, 0.8)
+  return np.rint(255 * colors).astype(np.uint8)
 
 
 COLORS = _colors()
