@@ -164,8 +164,9 @@ class Masks(Folder):
 
   def _look(self, item: tuple[str, Any]):
     size, grey, digest = super()._look(item)
-    data, key = self._mask_bytes(item), str(self._root / item[1])
-    masks.check_size(header(data, key)[0], size, key)
+    data = self._mask_bytes(item)
+    shape, _ = header(data, str(self._root / item[1]))
+    masks.check_size(shape, size, str(self._root / item[0]))
     return size, grey, digest + hashlib.blake2b(data, digest_size=16).digest()
 
   def _read(self, item: tuple[str, Any]) -> tuple[bytes, Any]:
