@@ -163,3 +163,43 @@ def test_flawed_masks(root):
     except BadRecord as error:
       found.append(str(error))
   assert len(found) == 1 and 'the mask has -1; 0 to 255 can be' in found[0]
+
+
+def test_the_real_pets(tmp_path, monkeypatch):
+  """tfds's own builder and its features; the pictures are ours."""
+  name = 'oxford_iiit_pet'
+  builder = tfds.builder(
+    name, data_dir=str(tmp_path), file_format='array_record'
+  )
+
+  def pairs():
+    for i in range(4):
+      mask = numbers(i)
+      yield (
+        i,
+        {
+          'image': io.BytesIO(png(np.stack([50 * mask, mask, mask], -1))),
+          'label': 'Abyssinian',
+          'species': 'Cat',
+          'file_name': f'{i}.jpg',
+          'segmentation_mask': io.BytesIO(png(mask + np.uint8(1))),
+          'head_bbox': tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
+        },
+      )
+
+  monkeypatch.setattr(
+    builder, '_split_generators', lambda _: {'train': pairs()}
+  )
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    builder.download_and_prepare()
+  source = data.open_split(
+    f'tfds:{name}',
+    'train',
+    data_dir=str(tmp_path),
+    label_feature='segmentation_mask',
+    **SHIFTED,
+  )
+  assert len(source) == 4 and matches(source)
+  assert source.classes == NAMES and source.channels == 3
+  assert source[0]['key'].endswith('.jpg')
