@@ -57,7 +57,8 @@ def draw(setup: Setup, split: str, number: int, count: int, output: Path):
       [overlay(pixels, labels, 0.0), overlay(pixels, labels)], -2
     )
     captions = [_shares(mask, names) for mask in labels]
-    draw_contact_sheet(pixels, captions, title, output, legend(labels, names))
+    meaning = legend(labels, names)
+    draw_contact_sheet(pixels, captions, title, output, legend=meaning)
     return
   captions = [_caption(batch, row, names) for row in rows.tolist()]
   draw_contact_sheet(pixels, captions, title, output)

@@ -35,6 +35,7 @@ RULES = (
   (r'mlp/down/kernel$', ('tensor', 'fsdp')),
   (r'(embed|head)/linear/kernel$', ('fsdp', None)),
   (r'representation/kernel$', ('fsdp', None)),
+  (r'decoder/(embed|pixels)/kernel$', ('fsdp', None)),
   (r'positions/table$', (None, 'fsdp')),
 )
 

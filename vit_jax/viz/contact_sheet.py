@@ -38,17 +38,20 @@ def draw_contact_sheet(
   captions: Sequence[str],
   title: str,
   path: Path,
+  columns: int = 0,
   legend: Sequence[tuple[str, tuple[int, ...]]] = (),
 ):
   """Writes images uint8 (n, h, w, c) with a line under each.
 
   Small ones are enlarged by a whole factor, without smoothing, so that every
-  pixel can be seen. What colours mean, (name, RGB), stands below.
+  pixel can be seen. `columns`: 0, as many as make the sheet wide. `legend`: what
+  colours mean, (name, RGB), below the pictures.
   """
   n, h, w, c = images.shape
   zoom = max(1, round(_LEAST / max(h, w / 2)))
   h, w = h * zoom, w * zoom
-  columns = max(1, min(n, math.ceil(math.sqrt(1.5 * n * h / w))))
+  wide = max(1, min(n, math.ceil(math.sqrt(1.5 * n * h / w))))
+  columns = min(columns, n) or wide
   rows = math.ceil(n / columns)
   width = columns * (w + _GAP) + _GAP
   height = rows * (h + _LINE + _GAP) + _LINE + 2 * _GAP
