@@ -44,8 +44,8 @@ def draw_contact_sheet(
   """Writes images uint8 (n, h, w, c) with a line under each.
 
   Small ones are enlarged by a whole factor, without smoothing, so that every
-  pixel can be seen. `columns`: 0, as many as make the sheet wide. `legend`: what
-  colours mean, (name, RGB), below the pictures.
+  pixel can be seen. `columns`: 0, as many as make the sheet wide. `legend`:
+  what colours mean, (name, RGB), below the pictures.
   """
   n, h, w, c = images.shape
   zoom = max(1, round(_LEAST / max(h, w / 2)))
