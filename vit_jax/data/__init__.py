@@ -9,14 +9,23 @@ from typing import Literal
 from absl import logging
 
 from vit_jax.data.folder import Folder
+from vit_jax.data.mask_folder import Masks
 from vit_jax.data.mixture import Mixture, parse_mixture
+from vit_jax.data.scenes import DigitScenes
 from vit_jax.data.sources import Digits, Source, check_stated, parse_name
 from vit_jax.data.tar import Tar
 from vit_jax.data.tfds import Tfds
 from vit_jax.errors import UserError, check_choice
 from vit_jax.schema import Field, keyword_fields
 
-SOURCES = {'digits': Digits, 'folder': Folder, 'tar': Tar, 'tfds': Tfds}
+SOURCES = {
+  'digits': Digits,
+  'digit_scenes': DigitScenes,
+  'folder': Folder,
+  'masks': Masks,
+  'tar': Tar,
+  'tfds': Tfds,
+}
 
 
 @dataclasses.dataclass(frozen=True)

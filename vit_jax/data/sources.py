@@ -13,12 +13,16 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
+IGNORE = 255  # in a mask: a pixel that is not counted
+
 
 class Record(TypedDict):
   """One example as stored."""
 
   image: bytes | np.ndarray  # an encoded file, or uint8 (h, w, c)
-  label: int
+  # Of the image; or its mask, where the source has `masks`: the class of each
+  # pixel, or IGNORE, as uint8 (h, w) or the bytes of such a PNG.
+  label: int | bytes | np.ndarray
   key: str  # what a message about this record names
 
 
@@ -26,7 +30,8 @@ class Record(TypedDict):
 class Source(Protocol):
   """Records by index; the order belongs to the loader.
 
-  Optional: `parts`, see mixture.py; `broken`, messages of the records that were
+  Optional: `masks`, True where a label is a mask, and `classes` are those of
+  pixels; `parts`, see mixture.py; `broken`, messages of the records that were
   found damaged when the source was opened. A record that cannot be read raises
   BadRecord. Several threads read at once.
   """

@@ -51,8 +51,9 @@ class Task(Protocol):
     """What `predict` shows for images (B, h, w, c)."""
     ...
 
-  # Optional: show(apply, params, batch) -> pictures (B, h, w, c) by name, for
-  # the panels that a run draws of its first split; see viz/panels.py.
+  # Optional. masks: whether labels are masks, a class for each pixel; None:
+  # they are not used. show(apply, params, batch) -> pictures (B, h, w, c) by
+  # name, for the panels that a run draws of its first split (viz/panels.py).
 
 
 TASKS = {

@@ -37,10 +37,10 @@ def draw(
   By the first process; all have to call it.
   """
   show = jax.jit(setup.task.show, static_argnums=0)
-  found = fetch(show(setup.apply, params, batch))
+  found = fetch(show(setup.apply, params, batch) | {'mask': batch['mask']})
   if not distributed.primary():
     return
-  kept = np.flatnonzero(fetch(batch['mask']))[:_EXAMPLES]
+  kept = np.flatnonzero(found.pop('mask'))[:_EXAMPLES]
   shown = {name: pixels(setup, images[kept]) for name, images in found.items()}
   rows = [images[i] for i in range(len(kept)) for images in shown.values()]
   draw_contact_sheet(
