@@ -135,8 +135,8 @@ def test_kernels_move_less(attentions):
   assert 1 < short['flops']['compiled'] / xla['flops']['compiled'] < 1.15
   for report in (short, splash):
     temporaries = report['memory']['temporaries']
-    assert temporaries < 0.8 * xla['memory']['temporaries']
-  assert short['bytes_accessed'] < xla['bytes_accessed']
+    assert temporaries < 0.9 * xla['memory']['temporaries']
+  assert short['bytes_accessed'] < 0.9 * splash['bytes_accessed']
 
 
 def test_short_sequences_have_short(tpus):
