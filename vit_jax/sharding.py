@@ -33,7 +33,9 @@ RULES = (
   (r'mlp/(up|gate)/kernel$', ('fsdp', 'tensor')),
   (r'mlp/(up|gate)/bias$', ('tensor',)),
   (r'mlp/down/kernel$', ('tensor', 'fsdp')),
-  (r'(embed|head)/linear/kernel$', ('fsdp', None)),
+  (r'(embed|head|decoder)/linear/kernel$', ('fsdp', None)),
+  (r'decoder/(inputs|\w+_projection)/kernel$', ('fsdp', None)),
+  (r'decoder/classes$', (None, 'fsdp')),
   (r'representation/kernel$', ('fsdp', None)),
   (r'positions/table$', (None, 'fsdp')),
 )

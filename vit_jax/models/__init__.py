@@ -1,5 +1,6 @@
 """Models. `MODELS` is the table of `config.model.name`."""
 
+from vit_jax.models.segmenter import Segmenter
 from vit_jax.models.vit import ViT
 
-MODELS = {'vit': ViT}
+MODELS = {'vit': ViT, 'segmenter': Segmenter}

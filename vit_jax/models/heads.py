@@ -13,8 +13,8 @@ Pool = Literal['cls', 'mean', 'cls_mean', 'map', 'none']
 
 
 def is_head(path: str) -> bool:
-  """Whether a parameter is of a classifier: replaced with the classes."""
-  return path.split('/')[0] in ('head', 'distill_head')
+  """Whether a parameter is of what tells classes: replaced with them."""
+  return path.split('/')[0] in ('head', 'distill_head', 'decoder')
 
 
 class AttentionPool(nn.Module):
