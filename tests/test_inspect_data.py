@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import cli, data, inspect_data
+from vit_jax import cli, data, preview
 from vit_jax.setup import Setup
 
 from .test_sources import png
@@ -102,21 +102,21 @@ def drawn(monkeypatch):
   """What would be drawn: (pixels, captions, title)."""
   calls = []
   monkeypatch.setattr(
-    inspect_data, 'draw_contact_sheet', lambda *args: calls.append(args[:3])
+    preview, 'draw_contact_sheet', lambda *args: calls.append(args[:3])
   )
   return calls
 
 
 def test_preview_shows_what_training_gets(small_config, drawn, tmp_path):
   setup = Setup(small_config(batch_size='8', mesh__data='8'))
-  inspect_data.preview(setup, 'train', 3, 5, tmp_path / 'x.png')
+  preview.draw(setup, 'train', 3, 5, tmp_path / 'x.png')
   pixels, captions, title = drawn[0]
   batch = setup.loader('train', setup.train_source).train_batch(3)
   wanted = np.rint((np.asarray(batch['image'])[:5] + 1) * 127.5)
   assert (pixels == wanted).all() and pixels.dtype == np.uint8
   assert captions == [str(x) for x in np.asarray(batch['label'])[:5]]
   assert 'affine(15' in title and 'batch 3' in title
-  inspect_data.preview(setup, 'test', 44, 32, tmp_path / 'x.png')
+  preview.draw(setup, 'test', 44, 32, tmp_path / 'x.png')
   assert len(drawn[1][0]) == 8  # 360 examples are 45 batches of 8
   noise = Setup(
     small_config(
@@ -124,12 +124,12 @@ def test_preview_shows_what_training_gets(small_config, drawn, tmp_path):
       data__train__ops="('normalize((0.3,), (0.2,))', 'random_erasing(0.01)')",
     )
   )
-  inspect_data.preview(noise, 'train', 0, 8, tmp_path / 'x.png')
+  preview.draw(noise, 'train', 0, 8, tmp_path / 'x.png')
   records = [noise.train_source[i]['image'] for i in range(1437)]
   kept = [any((p == r).all() for r in records) for p in drawn.pop()[0]]
   assert sum(kept) >= 6  # to the level, though noise went beyond
   mixed = Setup(small_config(batch_size='8', task__mixup='1.0'))
-  inspect_data.preview(mixed, 'train', 3, 5, tmp_path / 'x.png')
+  preview.draw(mixed, 'train', 3, 5, tmp_path / 'x.png')
   pixels, captions, _ = drawn[2]
   assert (pixels != wanted).any() and all('%, ' in c for c in captions)
 

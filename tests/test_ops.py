@@ -54,7 +54,9 @@ FIXED = {
   'normalize': (),
 }
 RANDOM = {
+  'scale_jitter': (),
   'random_crop': (),
+  'crop_or_pad': (),
   'inception_crop': (),
   'flip': (),
   'affine': (),
@@ -97,10 +99,10 @@ def test_a_pure_function_of_picture_and_key(name, channels):
   differ = [x.shape != first.shape or (x != first).any() for x in others]
   random = name in RANDOM and not (channels == 1 and name in GREY_KEEPS)
   assert any(differ) == random
-  sized = name.endswith('crop') or name in ('fit', 'resize')
+  sized = name.endswith('crop') or name in ('fit', 'resize', 'crop_or_pad')
   if sized:
     assert first.shape == (16, 12, channels)
-  elif name != 'resize_small':
+  elif name not in ('resize_small', 'scale_jitter'):
     assert first.shape == image.shape
 
 

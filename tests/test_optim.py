@@ -405,8 +405,8 @@ def test_losses(objective, smoothing):
   )
   batch = {'image': args[0], 'label': args[1], 'mask': jnp.ones(6)}
 
-  def identity(params, images, key=None):
-    del params, key
+  def identity(params, images, key=None, capture=()):
+    del params, key, capture
     return images
 
   (total, weight), _ = task.loss(identity, None, batch, None)

@@ -254,7 +254,7 @@ def _viz(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace) -> int:
   import json
 
-  from vit_jax import config, inspect_data
+  from vit_jax import config, inspect_data, preview
   from vit_jax.setup import Setup
 
   if args.action == 'prepare':
@@ -264,7 +264,7 @@ def _data(args: argparse.Namespace) -> int:
     return 0
   if args.action == 'preview':
     setup = Setup(_load_config(args))
-    inspect_data.preview(setup, args.split, args.batch, args.count, args.output)
+    preview.draw(setup, args.split, args.batch, args.count, args.output)
     print(args.output)
     return 0
   if args.data:

@@ -74,6 +74,7 @@ RESUMABLE = (
   'wandb',
   'on_nonfinite',
   'max_rollbacks',
+  'task.teacher',  # where it is; that it is the same one is checked
   'recipe.total',
   'recipe.devices',
   'data.workers',

@@ -21,12 +21,13 @@ from vit_jax import origin, trees, weights
 from vit_jax.data import open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluate import load_run
+from vit_jax.models.mae import MAE, without_decoder
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
 from vit_jax.step import TrainState
 from vit_jax.weights.formats import Preprocessing
-from vit_jax.weights.refit import is_head, new_heads, refit
+from vit_jax.weights.refit import is_head, refit
 from vit_jax.workdir import DataInfo, read_json
 
 # Fields of config.model that are the run's, not the weights'.
@@ -115,7 +116,8 @@ def convert(
     if options:
       raise UserError(f'--{min(options)} is for files; {source} is a run.')
     setup, step, params = load_run(source, None, raw=False)
-    model, info = setup.model, setup.info
+    model, params = without_decoder(setup.model, params)
+    info = setup.info
     texts = setup.config.data.test.ops
     seen = origin.preprocessing_of(texts, info.size, info.channels)
     labels, pictures = info.classes, None
@@ -187,6 +189,12 @@ def _placer(abstract: Any) -> Callable[[str, Any], jax.Array]:
   where = dict(trees.paths(abstract))
 
   def place(name: str, array: np.ndarray) -> jax.Array:
+    wanted = where[name].shape if name in where else 'not there'
+    if wanted != array.shape:
+      raise UserError(
+        f'the weights have {name} {array.shape}, which in the model is '
+        f"{wanted}. Is it of the head? config.init_head='new' makes a new one."
+      )
     return jax.make_array_from_callback(
       array.shape, where[name].sharding, lambda index: array[index]
     )
@@ -206,30 +214,41 @@ def given(setup: Setup) -> Any:
   return unflatten_dict(placed, sep='/')
 
 
-def _parameters(setup: Setup, place: Callable[[str, Any], jax.Array]) -> dict:
+def _parameters(
+  setup: Setup, place: Callable[[str, Any], jax.Array], fresh: dict
+) -> dict:
+  """Those of the weights; of `fresh`, by path, what they lack or give up."""
   config, info = setup.config, setup.info
   path, new = config.init_from, config.init_head == 'new'
-  known, classes = origin.found(path)[0]['classes'], len(info.classes)
+  known = origin.found(path)[0]['classes']
+  classes = 0 if isinstance(setup.model, MAE) else len(info.classes)
   if not new and known != classes:
     raise UserError(
-      f'config.init_from = {path!r} has {known} classes, the data {classes}. '
+      f'config.init_from = {path!r} has {known} classes, the model {classes}. '
       "Set config.init_head='new' to replace the head."
     )
   if not origin.is_run(path):
-    fit = {'size': info.size, 'classes': classes, 'new_head': new}
-    _, params, found = weights.load(path, **fit, place=place)
+    fit = {'size': info.size, 'classes': 0 if new else classes}
+    _, params, found = weights.load(path, **fit, new_head=new, place=place)
     _tell(path, found)
-    return params
-  run, _, params = load_run(Path(path), None, raw=False)
-  model, change = refit(run.model, run.info.size, info.size)
-  flat, result = flatten_dict(params, sep='/'), {}
-  if new:
-    flat = {key: leaf for key, leaf in flat.items() if not is_head(key)}
-    model = model.clone(classes=classes)
-    result = new_heads(model, info.size, info.channels)
-  for key, leaf in flat.items():
-    result[key] = change(key, np.asarray(leaf))
-  return unflatten_dict({k: place(k, v) for k, v in result.items()}, sep='/')
+    flat = flatten_dict(params, sep='/')
+  else:
+    run, _, params = load_run(Path(path), None, raw=False)
+    _, change = refit(run.model, run.info.size, info.size)
+    flat = {
+      key: place(key, change(key, np.asarray(leaf)))
+      for key, leaf in flatten_dict(params, sep='/').items()
+      if not (new and is_head(key))
+    }
+  flat = (fresh if new else {}) | flat
+  names = [name for name, _ in trees.paths(setup.abstract_state.params)]
+  lacking = [name for name in names if name not in flat]
+  if lacking:
+    raise UserError(
+      f'config.init_from = {path!r} has no {lacking[0]}, which the model has. '
+      "Is it of the head? config.init_head='new' makes a new one."
+    )
+  return unflatten_dict(flat, sep='/')
 
 
 def initial(setup: Setup) -> TrainState:
@@ -241,8 +260,14 @@ def initial(setup: Setup) -> TrainState:
   state = setup.init()
   if not setup.config.init_from:
     return state
+  # What a task makes, and how tokens are read if the weights do not say.
+  fresh = {
+    path: leaf
+    for path, leaf in trees.paths(state.params)
+    if is_head(path) or path.split('/')[0] in ('pool', 'representation')
+  }
   state = state.replace(params=None, ema=None)  # makes room
-  params = _parameters(setup, _placer(setup.abstract_state.params))
+  params = _parameters(setup, _placer(setup.abstract_state.params), fresh)
   averaged = setup.abstract_state.ema is not None
   ema = jax.tree.map(jnp.copy, params) if averaged else None
   return state.replace(params=params, ema=ema)

@@ -1,32 +1,35 @@
-"""Looking at data before training on them: every record, or a picture."""
+"""Looking at data before training on them: every record."""
 
 import collections
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vit_jax import step as step_lib
-from vit_jax.data import ops
+from vit_jax.data import masks
 from vit_jax.data.images import decode, header
-from vit_jax.data.sources import Source
+from vit_jax.data.sources import IGNORE, Source
 from vit_jax.errors import BadRecord, UserError
-from vit_jax.setup import Setup, open_group
-from vit_jax.viz.contact_sheet import draw_contact_sheet
+from vit_jax.setup import open_group
 
 _SHOWN = 10  # records of a kind that are listed by name
 
 
-def _look(source: Source, index: int) -> tuple[int, int, int, bool, int]:
-  """(hash, h, w, whether it is grey, label) of a record, wholly decoded."""
+def _masks(source: Source) -> bool:
+  return getattr(source, 'masks', False)
+
+
+def _look(source: Source, index: int) -> tuple[int, int, int, bool, Any]:
+  """(hash, h, w, whether it is grey, label) of a record, wholly decoded.
+
+  Of a mask the number of pixels of each label, (256,).
+  """
   record = source[index]
   image, key = record['image'], record['key']
   if isinstance(image, bytes):
@@ -39,7 +42,11 @@ def _look(source: Source, index: int) -> tuple[int, int, int, bool, int]:
   digest = hashlib.blake2b(
     f'{h} {w} '.encode() + pixels, digest_size=8
   ).digest()
-  return int.from_bytes(digest, 'big'), h, w, grey, record['label']
+  label = record['label']
+  if _masks(source):
+    mask = masks.read(record, len(source.classes))
+    label = np.bincount(mask.ravel(), minlength=256)
+  return int.from_bytes(digest, 'big'), h, w, grey, label
 
 
 def _walk(source: Source, workers: int) -> Iterator[Any]:
@@ -59,7 +66,8 @@ def _walk(source: Source, workers: int) -> Iterator[Any]:
 def _of_split(source: Source, name: str, workers: int) -> tuple[dict, Any]:
   """The report of a split, and the hash of each sound record by its index."""
   size = len(source)
-  sizes, labels = np.zeros((size, 2), np.int32), np.zeros(size, np.int32)
+  sizes, count = np.zeros((size, 2), np.int32), len(source.classes)
+  counts, pixels = np.zeros(count, np.int64), np.zeros(256, np.int64)
   hashes, grey = np.zeros(size, np.uint64), np.zeros(size, bool)
   bad = np.zeros(size, bool)
   unreadable = list(getattr(source, 'broken', ()))
@@ -76,15 +84,19 @@ def _of_split(source: Source, name: str, workers: int) -> tuple[dict, Any]:
       if str(result) not in unreadable:
         unreadable.append(str(result))
     else:
-      hashes[i], *sizes[i], grey[i], labels[i] = result
+      hashes[i], *sizes[i], grey[i], label = result
+      if _masks(source):
+        pixels += label
+        counts += label[:count] > 0
+      else:
+        counts[label] += 1
   good = ~bad
   if not good.any():
     raise UserError(f'split {name!r}: no record can be read: {unreadable[0]}')
-  counts = np.bincount(labels[good], minlength=len(source.classes))
   sound = np.flatnonzero(good)
   _, first = np.unique(hashes[good], return_index=True)
   copies = np.setdiff1d(np.arange(len(sound)), first)
-  return {
+  report = {
     'examples': size,
     'unreadable': unreadable,
     'duplicates': len(copies),
@@ -94,7 +106,14 @@ def _of_split(source: Source, name: str, workers: int) -> tuple[dict, Any]:
     'width': [int(x) for x in np.percentile(sizes[good, 1], (0, 50, 100))],
     'classes': dict(zip(source.classes, counts.tolist(), strict=True)),
     'fingerprint': source.fingerprint,
-  }, (hashes, sound)
+  }
+  if _masks(source):
+    shares = pixels[:count] / pixels[:count].sum()
+    report |= {
+      'pixels': dict(zip(source.classes, shares.tolist(), strict=True)),
+      'ignored': float(pixels[IGNORE] / pixels.sum()),
+    }
+  return report, (hashes, sound)
 
 
 def check(
@@ -108,8 +127,9 @@ def check(
 
   Returns:
     {split: counts, sizes [least, median, largest], unreadable, duplicates by
-    content, examples of each class, fingerprint}, and under 'shared' the number
-    of pictures that stand in two splits.
+    content, examples of each class, fingerprint; of masks, each class's share
+    of the counted pixels, and what is not counted}, and under 'shared' the
+    number of pictures that stand in two splits.
 
   Raises:
     UserError: a split cannot be opened, or nothing of it can be read.
@@ -146,6 +166,9 @@ def text(report: dict[str, Any]) -> str:
   table.add_row(
     'unreadable', *(f'{len(report[s]["unreadable"]):,}' for s in splits)
   )
+  if 'pixels' in report[splits[0]]:
+    for row in ('pixels', 'ignored'):
+      table.add_row(row, *(_of_pixels(report[s][row]) for s in splits))
   for label in ('classes', 'fewest', 'most', 'fingerprint'):
     table.add_row(label, *(_about(report[s], label) for s in splits))
   with console.capture() as capture:
@@ -161,6 +184,13 @@ def text(report: dict[str, Any]) -> str:
   return capture.get().rstrip()
 
 
+def _of_pixels(shares: dict[str, float] | float) -> str:
+  if isinstance(shares, float):
+    return f'{shares:.1%}'
+  (least, low), *_, (most, high) = sorted(shares.items(), key=lambda x: x[1])
+  return f'{low:.1%} of {least} to {high:.1%} of {most}'
+
+
 def _about(split: dict[str, Any], label: str) -> str:
   counts = collections.Counter(split['classes'])
   if label == 'classes':
@@ -171,49 +201,3 @@ def _about(split: dict[str, Any], label: str) -> str:
     counts.most_common()[-1] if label == 'fewest' else counts.most_common()[0]
   )
   return f'{count:,} of {name}'
-
-
-def preview(setup: Setup, split: str, number: int, count: int, output: Path):
-  """Draws what the model is fed: a batch after the ops, and after mixing.
-
-  Args:
-    setup: of the config.
-    split: 'train', or another group of config.data.
-    number: of the batch, from 0.
-    count: pictures.
-    output: the PNG to write.
-  """
-  if not 0 <= number < 2**40 or count < 1:
-    raise UserError(
-      f'--batch={number}: from 0 to {2**40}; --count={count}: from 1.'
-    )
-  train = split == 'train'
-  source = setup.train_source if train else setup.source(split)
-  loader = setup.loader(split, source)
-  with jax.set_mesh(setup.mesh):
-    if train:
-      batch = loader.train_batch(number)
-      key = step_lib.key_for(setup.config.seed, number, 'mix')
-      batch = setup.task.augment(batch, key)
-    else:
-      batch = loader.eval_batch(number)
-  batch = {name: np.asarray(array) for name, array in batch.items()}
-  rows = np.flatnonzero(batch['mask'])[:count]
-  if not len(rows):
-    raise UserError(f'--batch={number}: split {split!r} has no such batch.')
-  names = setup.info.classes
-  captions = []
-  for row in rows:
-    caption = names[batch['label'][row]]
-    share = batch['share'][row] if 'share' in batch else 1.0
-    if share < 1:
-      other = names[batch['other'][row]]
-      caption = f'{caption}: {share:.0%},  {other}: {1 - share:.0%}'
-    captions.append(caption)
-  group = split if hasattr(setup.config.data.get(split), 'ops') else 'test'
-  texts = setup.config.data[group].ops
-  pixels = ops.undo(texts, batch['image'][rows])
-  title = (
-    f'{setup.config.data.name}, {split}, batch {number}: {" ".join(texts)}'
-  )
-  draw_contact_sheet(pixels, captions, title, output)

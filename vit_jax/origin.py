@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import weights
 from vit_jax.data import ops
+from vit_jax.models.mae import handed_on
 from vit_jax.weights.formats import Preprocessing, crop_of
 from vit_jax.workdir import read_data_info, read_json
 
@@ -69,4 +70,4 @@ def found(path: str) -> tuple[Mapping[str, Any], Preprocessing]:
   info = read_data_info(Path(path))
   seen = preprocessing_of(saved.data.test.ops, info.size, info.channels)
   fields = saved.model.to_dict() | {'classes': len(info.classes)}
-  return fields, seen
+  return handed_on(fields) if fields['name'] == 'mae' else fields, seen

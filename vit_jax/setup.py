@@ -160,7 +160,25 @@ class Setup:
     if hasattr(self, 'train_source'):
       _ = self.teacher  # is it there? Later, to look at a run, it need not be
 
+  def _check_labels(self, source: Source):
+    """Raises UserError unless the labels are what the task learns."""
+    task, masks = self.config.task.name, getattr(source, 'masks', False)
+    if masks == getattr(tasks.TASKS[task], 'masks', False):
+      return
+    fitting = [
+      repr(name)
+      for name, other in tasks.TASKS.items()
+      if getattr(other, 'masks', False) == masks
+    ]
+    kinds = ('a class for each image', 'masks, a class for each pixel')
+    raise UserError(
+      f'config.task.name = {task!r} learns {kinds[not masks]}; the labels of '
+      f'config.data.name = {self.config.data.name!r} are {kinds[masks]}'
+      + (f': choose {" or ".join(fitting)}.' if fitting else '.')
+    )
+
   def _info(self, source: Source) -> DataInfo:
+    self._check_labels(source)
     size = self.config.size or source.size
     size = (size, size) if isinstance(size, int) else size
     if min(size) < 1:
@@ -227,6 +245,7 @@ class Setup:
     data = self.config.data
     group = name if hasattr(data.get(name), 'ops') else 'test'
     field = f'config.data.{group}.ops'
+    self._check_labels(source)
     if tuple(source.classes) != self.info.classes:
       raise UserError(f'split {name!r} has other classes than the training.')
     if source.channels > self.info.channels:
@@ -291,9 +310,10 @@ class Setup:
     where, count = sharding.batch_sharding(self.mesh), self.config.batch_size
     image = (*self.info.size, self.info.channels)
     leaf = functools.partial(jax.ShapeDtypeStruct, sharding=where)
+    pixels = self.info.size if getattr(self.task, 'masks', False) else ()
     batch = {
       'image': leaf((count, *image), jnp.float32),
-      'label': leaf((count,), jnp.int32),
+      'label': leaf((count, *pixels), jnp.int32),
       'mask': leaf((count,), jnp.float32),
     }
     if self.config.data.on_error == 'skip':
@@ -303,10 +323,12 @@ class Setup:
   @functools.cached_property
   def teacher(self) -> teacher_lib.Teacher | None:
     """Of config.task.teacher."""
-    path = self.config.task.get('teacher')
+    path = getattr(self.task, 'teacher', '')
     if not path:
       return None
-    return teacher_lib.open_teacher(path, self.info, self.config.data.train.ops)
+    return teacher_lib.open_teacher(
+      path, self.info, self.config.data.train.ops, self.config.model.dtype
+    )
 
   @functools.cached_property
   def abstract_given(self) -> Any:

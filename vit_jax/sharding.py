@@ -34,9 +34,9 @@ RULES = (
   (r'mlp/(up|gate)/bias$', ('tensor',)),
   (r'mlp/down/kernel$', ('tensor', 'fsdp')),
   (r'(embed|head|decoder)/linear/kernel$', ('fsdp', None)),
-  (r'decoder/(inputs|\w+_projection)/kernel$', ('fsdp', None)),
-  (r'decoder/classes$', (None, 'fsdp')),
   (r'representation/kernel$', ('fsdp', None)),
+  (r'decoder/(embed|pixels|\w+_projection)/kernel$', ('fsdp', None)),
+  (r'decoder/classes$', (None, 'fsdp')),
   (r'positions/table$', (None, 'fsdp')),
 )
 

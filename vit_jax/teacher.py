@@ -55,13 +55,16 @@ class Teacher:
     return jax.eval_shape(self.model.init, jax.random.key(0), image)['params']
 
 
-def open_teacher(path: str, info: DataInfo, texts: tuple[str, ...]) -> Teacher:
+def open_teacher(
+  path: str, info: DataInfo, texts: tuple[str, ...], dtype: str
+) -> Teacher:
   """The teacher of `config.task.teacher`.
 
   Args:
     path: a file of weights, or the workdir of a run.
     info: of the student's data.
     texts: the ops of its training.
+    dtype: of the computation.
 
   Raises:
     UserError: no such weights, other classes, or pixels it cannot be shown.
@@ -87,5 +90,6 @@ def open_teacher(path: str, info: DataInfo, texts: tuple[str, ...]) -> Teacher:
   values = [t for t in texts if t.strip().startswith(('range', 'normalize'))]
   given = origin.preprocessing_of(tuple(values), info.size, info.channels)
   own = {*keyword_fields(ViT), 'classes'}
-  model = ViT(**{name: fields[name] for name in own if name in fields})
+  known = {name: fields[name] for name in own if name in fields}
+  model = ViT(**known | {'dtype': dtype, 'remat': 'none'})
   return Teacher(path, model, sees, given)

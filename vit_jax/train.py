@@ -32,6 +32,7 @@ from vit_jax.evaluators import View, run_all
 from vit_jax.log import Cadence, Log
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
+from vit_jax.viz import panels
 from vit_jax.writers import Terminal, Writers
 
 FINISHED, INTERRUPTED = 0, distributed.INTERRUPTED
@@ -134,6 +135,7 @@ def _evaluate_all(setup, path, evaluations, state, step, writers, log) -> float:
     writers.write(step, line)
     score = metrics[setup.task.best]
     log.say(f'step {step}  {name} {setup.task.best} {score:.4f}')
+    panels.draw_split(setup, state.averaged, loader, name, step, path)
     best = score if best is None else best  # the first split decides
   return -math.inf if best is None else best
 
@@ -178,6 +180,9 @@ def _loop(
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
   state = _restore(setup, path, checkpoints)
   given = finetune.given(setup)
+  if given and primary:
+    name = f'config.task.teacher = {setup.teacher.path!r}'
+    workdir.check_same(path, 'teacher', trees.digest(given), name)
   start = int(state.step)
   terminal = Terminal(setup.total, start, primary)
   if failed is None:

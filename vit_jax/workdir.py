@@ -201,6 +201,21 @@ def write_provenance(path: Path, info: DataInfo):
   write_json(path / 'provenance.json', saved)
 
 
+def check_same(path: Path, name: str, value: str, what: str):
+  """Adds a fact to provenance.json, or compares it with what stands there.
+
+  Raises:
+    UserError: it changed since the run began.
+  """
+  saved = read_json(path / 'provenance.json')
+  if saved.setdefault(name, value) != value:
+    raise UserError(
+      f'--workdir={path}: {what} is not the one that the run began with. '
+      'Restore it, or use another --workdir.'
+    )
+  write_json(path / 'provenance.json', saved)
+
+
 def read_data_info(path: Path) -> DataInfo:
   """What the run in a workdir was trained on.
 

@@ -9,6 +9,7 @@ from typing import Literal
 from absl import logging
 
 from vit_jax.data.folder import Folder
+from vit_jax.data.mask_folder import Masks
 from vit_jax.data.mixture import Mixture, parse_mixture
 from vit_jax.data.scenes import DigitScenes
 from vit_jax.data.sources import Digits, Source, check_stated, parse_name
@@ -21,6 +22,7 @@ SOURCES = {
   'digits': Digits,
   'digit_scenes': DigitScenes,
   'folder': Folder,
+  'masks': Masks,
   'tar': Tar,
   'tfds': Tfds,
 }

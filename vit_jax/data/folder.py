@@ -23,7 +23,7 @@ from vit_jax.errors import BadRecord, UserError, did_you_mean
 _HEADERS = 20_000  # larger folders are sampled, and decoded as they are read
 
 
-def _bytes(path: Any) -> bytes:
+def read_bytes(path: Any) -> bytes:
   try:
     return path.read_bytes()
   except OSError as error:
@@ -37,8 +37,8 @@ def _subfolders(path: Any) -> list[str]:
   )
 
 
-def _files(root: Any, name: str) -> tuple[list[str], list[str]]:
-  """Image files and others below root/name, relative to root, in order."""
+def picture_files(root: Any, name: str) -> list[str]:
+  """Pictures below root/name, relative to root, in order; a word on others."""
   found, others = [], []
   for path in sorted((root / name).rglob('*')):
     relative = path.relative_to(root).as_posix()
@@ -46,15 +46,29 @@ def _files(root: Any, name: str) -> tuple[list[str], list[str]]:
       continue
     image = path.suffix.lower() in EXTENSIONS
     (found if image else others).append(relative)
-  return found, others
+  if others:
+    logging.warning(
+      '%s: %d files are not pictures (%s) and are left out, such as %s',
+      root / name,
+      len(others),
+      ', '.join(EXTENSIONS),
+      others[0],
+    )
+  return found
 
 
-def _try(function: Callable[[str], Any]) -> Callable[[str], Any]:
+def held_out(files: list[str], holdout: float, test: bool) -> list[str]:
+  """The files that are, or are not, of the fraction that is held out."""
+  limit = holdout * 2**64
+  return [f for f in files if (place_of(f) < limit) == test]
+
+
+def attempted(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
   """The function, which gives the error that a bad record raises."""
 
-  def attempt(name):
+  def attempt(item):
     try:
-      return function(name)
+      return function(item)
     except BadRecord as error:
       return error
 
@@ -76,6 +90,8 @@ class Folder:
     broken: what is wrong with the files that were found damaged.
   """
 
+  kind, masks = 'folder', False
+
   def __init__(
     self,
     argument: str,
@@ -90,7 +106,7 @@ class Folder:
       with contextlib.suppress(OSError):  # also what may not be listed
         near = sorted(path.name for path in self._path.parent.iterdir())
       raise UserError(
-        f"config.data.name = 'folder:{argument}': no such folder."
+        f"config.data.name = '{self.kind}:{argument}': no such folder."
         + did_you_mean(self._path.name, near[:20])
       )
     if not 0 < holdout < 1:
@@ -98,7 +114,7 @@ class Folder:
     self._find(split, holdout)
     selected = split_range(split, len(self._items))
     self._items = [self._items[i] for i in selected]
-    self._cache: list[np.ndarray | BadRecord] | None = None
+    self._cache: list[tuple[np.ndarray, Any] | BadRecord] | None = None
     self._survey(cache_mb)
 
   def _find(self, split: str, holdout: float):
@@ -116,6 +132,11 @@ class Folder:
         + ', '.join(sorted({*folders, 'test'}))
       )
     self.classes = tuple(_subfolders(train))
+    if 'images' in self.classes and {*self.classes} & {'masks', 'annotations'}:
+      raise UserError(
+        f'{train} has images and masks: config.data.name = '
+        f"'masks:{path}' reads them."
+      )
     if len(self.classes) < 2:
       what = f'only {self.classes[0]!r}' if self.classes else 'none'
       raise UserError(
@@ -127,26 +148,17 @@ class Folder:
     if extra:
       raise UserError(f'{root / extra[0]}: no such class in {train}.')
     self._root = root
-    self._items: list[tuple[str, int]] = []
+    self._items: list[tuple[str, Any]] = []  # a picture, its label
     for label, name in enumerate(self.classes):
       if not (root / name).is_dir():
         continue
-      files, others = _files(root, name)
-      if others:
-        logging.warning(
-          '%s: %d files are not pictures (%s) and are left out, such as %s',
-          root / name,
-          len(others),
-          ', '.join(EXTENSIONS),
-          others[0],
-        )
+      files = picture_files(root, name)
       if root is train and not files:
         raise UserError(
           f'{root / name}: no pictures ({", ".join(EXTENSIONS)}).'
         )
       if 'test' not in folders and base != 'all':
-        limit = holdout * 2**64
-        files = [f for f in files if (place_of(f) < limit) == (base == 'test')]
+        files = held_out(files, holdout, base == 'test')
       self._items += [(file, label) for file in files]
     self._items.sort(key=lambda item: place_of(item[0]))
     if not self._items:
@@ -160,9 +172,9 @@ class Folder:
   def _survey(self, cache_mb: int):
     """Size, channels and fingerprint from the headers; decodes if it fits."""
     step = max(1, len(self._items) // 512) if len(self) > _HEADERS else 1
-    keys = [name for name, _ in self._items[::step]]
+    items = self._items[::step]
     with ThreadPoolExecutor(4) as pool:
-      looked = list(pool.map(_try(self._header), keys))
+      looked = list(pool.map(attempted(self._look), items))
       read = [x for x in looked if not isinstance(x, BadRecord)]
       good = [(size, grey) for size, grey, _ in read]
       if not good:
@@ -171,9 +183,9 @@ class Folder:
       self.channels = 1 if all(grey for _, grey in good) else 3
       side = min(64, round(statistics.median(min(s) for s in sizes)))
       self.size = (side, side)
-      pixels = sum(h * w for h, w in sizes) * self.channels
-      if step == 1 and pixels <= cache_mb * 2**20 and len(good) == len(keys):
-        looked = self._cache = list(pool.map(_try(self._decode), keys))
+      size = sum(h * w for h, w in sizes) * (self.channels + self.masks)
+      if step == 1 and size <= cache_mb * 2**20 and len(good) == len(items):
+        looked = self._cache = list(pool.map(attempted(self._decode), items))
     self.broken = tuple(str(x) for x in looked if isinstance(x, BadRecord))
     sha = hashlib.sha256(repr(self.classes).encode())
     for name, label in self._items:
@@ -184,23 +196,29 @@ class Folder:
       sha.update(digest)
     self.fingerprint = sha.hexdigest()
 
-  def _header(self, name: str):
-    path = self._root / name
-    data = _bytes(path)
+  def _look(self, item: tuple[str, Any]):
+    """Size, whether it is grey, and a digest, without decoding."""
+    path = self._root / item[0]
+    data = read_bytes(path)
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return *header(data, str(path)), digest
 
-  def _decode(self, name: str) -> np.ndarray:
-    path = self._root / name
-    return decode(_bytes(path), self.channels, str(path))
+  def _read(self, item: tuple[str, Any]) -> tuple[bytes, Any]:
+    """The bytes of a picture, and its label."""
+    return read_bytes(self._root / item[0]), item[1]
+
+  def _decode(self, item: tuple[str, Any]) -> tuple[np.ndarray, Any]:
+    data, label = self._read(item)
+    return decode(data, self.channels, str(self._root / item[0])), label
 
   def __len__(self) -> int:
     return len(self._items)
 
   def __getitem__(self, index: int) -> Record:
-    name, label = self._items[index]
-    image = self._cache[index] if self._cache else _bytes(self._root / name)
-    if isinstance(image, BadRecord):
-      raise image
+    item = self._items[index]
+    found = self._cache[index] if self._cache else self._read(item)
+    if isinstance(found, BadRecord):
+      raise found
+    image, label = found
     # Not by pathlib, which takes longer than all else that is done here.
-    return {'image': image, 'label': label, 'key': f'{self._root}/{name}'}
+    return {'image': image, 'label': label, 'key': f'{self._root}/{item[0]}'}

@@ -1,29 +1,27 @@
-"""Ops on where the pixels are: decoding, resizing, crops, flips, warps.
+"""Ops on where the pixels are: decoding, resizing, crops.
 
 Each is a function of (image uint8 (h, w, c), context, arguments): pure, but for
-the random numbers that it takes from `context.rng`. How many it takes depends
-on the arguments, not on the picture.
+the random numbers that it takes from `context.rng`, and the mask that it moves
+along. How many numbers it takes depends on the arguments, not on the picture.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Annotated
 
 import cv2
 import numpy as np
 
 from vit_jax.data import images, resample
 from vit_jax.data.context import (
-  Amount,
   Area,
   Border,
   Context,
   Count,
-  Fraction,
   Kernel,
+  Level8,
   Pixels,
-  Probability,
+  Positive,
 )
+from vit_jax.data.sources import IGNORE
 from vit_jax.errors import BadRecord, UserError
 
 cv2.setNumThreads(0)  # the loader's threads are enough
@@ -42,6 +40,7 @@ def decode(image, context: Context):
 
 def resize(image, context: Context, kernel: Kernel = 'bilinear'):
   """To the model's size, whatever becomes of the aspect ratio."""
+  context.move(resample.nearest, context.size)
   return resample.resize(image, context.size, kernel)
 
 
@@ -51,6 +50,7 @@ def fit(image, context: Context, kernel: Kernel = 'bilinear'):
   scale = min(h / context.size[0], w / context.size[1])
   ch, cw = (max(1, round(s * scale)) for s in context.size)
   top, left = (h - ch) // 2, (w - cw) // 2
+  context.move(resample.nearest, context.size, (top, left, ch, cw))
   image = image[top : top + ch, left : left + cw]
   return resample.resize(image, context.size, kernel)
 
@@ -67,7 +67,39 @@ def resize_small(
       f'{context.key}: {h}x{w} resized to {size[0]}x{size[1]} pixels would be '
       f'more than {images.MOST_PIXELS:,}. Remove or replace it.'
     )
+  context.move(resample.nearest, size)
   return resample.resize(image, size, kernel)
+
+
+def scale_jitter(
+  image,
+  context: Context,
+  min_scale: Positive = 0.5,
+  max_scale: Positive = 2.0,
+  side: Count = 0,
+  kernel: Kernel = 'bilinear',
+):
+  """The shorter side to `side` pixels by a random factor; then crop_or_pad.
+
+  MMSegmentation's Resize(ratio_range=...), by which Segmenter is trained
+  (arXiv 2105.05633, section 4.2); but that a longer side may be over four times
+  the shorter one.
+
+  Args:
+    image: (h, w, c).
+    context: gives the size and the random numbers.
+    min_scale: the smallest factor, all being as likely.
+    max_scale: the largest.
+    side: in pixels; 0: the model's shorter side.
+    kernel: of the resizing, antialiased.
+  """
+  factor = context.rng.uniform(min_scale, max_scale)
+  side = max(1, round(factor * (side or min(context.size))))
+  return resize_small(image, context, side, kernel)
+
+
+def _part(pixels, top: int, left: int, h: int, w: int):
+  return pixels[top : top + h, left : left + w]
 
 
 def _room(op: str, image, context: Context) -> tuple[int, int]:
@@ -83,11 +115,12 @@ def _room(op: str, image, context: Context) -> tuple[int, int]:
 def central_crop(image, context: Context):
   """The middle, of the model's size."""
   down, right = _room('central_crop', image, context)
-  (top, left), (h, w) = (round(down / 2), round(right / 2)), context.size
-  return image[top : top + h, left : left + w]
+  box = (round(down / 2), round(right / 2), *context.size)
+  context.move(_part, *box)
+  return _part(image, *box)
 
 
-_BORDERS = {
+BORDERS = {
   'edge': cv2.BORDER_REPLICATE,
   'zero': cv2.BORDER_CONSTANT,
   'reflect': cv2.BORDER_REFLECT_101,
@@ -99,11 +132,58 @@ def random_crop(
 ):
   """A crop of the model's size, anywhere in the padded picture (CIFAR's)."""
   u = context.rng.random(2)
-  padded = cv2.copyMakeBorder(image, *(padding,) * 4, _BORDERS[border])
+  padded = cv2.copyMakeBorder(image, *(padding,) * 4, BORDERS[border])
   padded = padded.reshape(*padded.shape[:2], image.shape[-1])
-  room, (h, w) = _room('random_crop', padded, context), context.size
+  room = _room('random_crop', padded, context)
   top, left = (int(x * (r + 1)) for x, r in zip(u, room, strict=True))
-  return padded[top : top + h, left : left + w]
+  context.move(_padded, *(padding,) * 4)
+  context.move(_part, top, left, *context.size)
+  return _part(padded, top, left, *context.size)
+
+
+def _padded(mask, *margins: int):
+  """A mask with pixels that are not counted above, below, left and right."""
+  return cv2.copyMakeBorder(
+    mask, *margins, cv2.BORDER_CONSTANT, value=(IGNORE,)
+  )
+
+
+def _even(mask, largest: float) -> bool:
+  """Whether no class has more of the counted pixels than `largest` of them."""
+  counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE]
+  return bool(0 < counts.max() <= largest * counts.sum())
+
+
+def crop_or_pad(
+  image, context: Context, fill: Level8 = 128, max_share: Area = 1.0
+):
+  """A random crop of the model's size, padded right and below if smaller.
+
+  Args:
+    image: (h, w, c).
+    context: gives the size and the random numbers.
+    fill: grey level of the padding; it is not counted.
+    max_share: with a mask, the first of ten crops in which no class has more of
+      the counted pixels, else the last (MMSegmentation's RandomCrop has 0.75).
+  """
+  u, (h, w) = context.rng.random((10, 2)).tolist(), context.size
+  down, right = max(0, image.shape[0] - h), max(0, image.shape[1] - w)
+  places = [(int(y * (down + 1)), int(x * (right + 1))) for y, x in u]
+  top, left = places[0]
+  if max_share < 1 and context.mask is not None:
+    good = (
+      p for p in places if _even(_part(context.mask, *p, h, w), max_share)
+    )
+    top, left = next(good, places[-1])
+  context.move(_part, top, left, h, w)
+  image = _part(image, top, left, h, w)
+  below, beside = h - image.shape[0], w - image.shape[1]
+  if not below and not beside:
+    return image
+  context.move(_padded, 0, below, 0, beside)
+  padded = np.full((h, w, image.shape[-1]), fill, np.uint8)
+  padded[: h - below, : w - beside] = image
+  return padded
 
 
 def inception_box(
@@ -158,6 +238,7 @@ def inception_crop(
     image = decode(image, context)
     h, w = image.shape[:2]
   box = inception_box(h, w, context.rng, min_area, max_area)
+  context.move(resample.nearest, context.size, box)
   if jpeg:
     spare = min(b / (2 * s) for b, s in zip(box[2:], context.size, strict=True))
     reduce = next((r for r in (8, 4, 2) if spare >= r), 1)
@@ -165,104 +246,3 @@ def inception_crop(
     image = images.decode(image, context.channels, context.key, reduce, rows)
     box = tuple(b / reduce for b in box)
   return resample.crop(image, box, context.size, kernel)
-
-
-def flip(image, context: Context):
-  """Left to right, half of the time."""
-  if context.rng.random() >= 0.5:
-    return image
-  return cv2.flip(image, 1).reshape(image.shape)
-
-
-def warp(
-  image,
-  matrix: Sequence[Sequence[float]],
-  interpolation: int = cv2.INTER_LINEAR,
-  border: int = cv2.BORDER_CONSTANT,
-  fill: int = 128,
-):
-  """The picture seen through an affine map.
-
-  Args:
-    image: (h, w, c).
-    matrix: (2, 3), from where a pixel (x, y, 1) is to where it is taken from.
-    interpolation: OpenCV's constant.
-    border: likewise.
-    fill: grey level of what lies outside, if the border is constant.
-  """
-  result = cv2.warpAffine(
-    image,
-    np.array(matrix, np.float64),
-    image.shape[1::-1],
-    flags=interpolation | cv2.WARP_INVERSE_MAP,
-    borderMode=border,
-    borderValue=(fill,) * 4,
-  )
-  return result.reshape(image.shape)
-
-
-def affine(
-  image,
-  context: Context,
-  rotate: Amount = 10.0,
-  scale: Fraction = 0.1,
-  shift: Amount = 0.1,
-  shear: Amount = 0.1,
-  border: Border = 'edge',
-  probability: Probability = 1.0,
-):
-  """A small random affine map about the centre, bicubic.
-
-  Args:
-    image: (h, w, c).
-    context: gives the random numbers.
-    rotate: at most so many degrees either way.
-    scale: each axis by a factor in [1 - scale, 1 + scale].
-    shift: at most this fraction of the size, each way.
-    shear: at most this tangent.
-    border: what lies outside of the picture.
-    probability: how often it is applied at all.
-  """
-  # Of small pictures these few numbers are most of the time: no arrays here.
-  h, w = image.shape[:2]
-  turn, u1, u2, u3, u4, u5 = context.rng.uniform(-1, 1, 6).tolist()
-  if context.rng.random() >= probability:
-    return image
-  angle = math.radians(rotate * turn)
-  cos, sin = math.cos(angle), math.sin(angle)
-  a, b, d = 1 + scale * u1, shear * u2, 1 + scale * u3
-  p, q, r, s = cos * a, cos * b - sin * d, sin * a, sin * b + cos * d
-  x, y = (w - 1) / 2, (h - 1) / 2  # stays where it is, but for the shift
-  matrix = (
-    (p, q, x - (p * x + q * y) + shift * u4 * w),
-    (r, s, y - (r * x + s * y) + shift * u5 * h),
-  )
-  return warp(image, matrix, cv2.INTER_CUBIC, _BORDERS[border], 0)
-
-
-def elastic(
-  image,
-  context: Context,
-  strength: Amount = 0.05,
-  grid: Annotated[int, 'at least 1', lambda x: x >= 1] = 3,
-):
-  """A smooth random distortion (Simard et al., 2003), bicubic.
-
-  Args:
-    image: (h, w, c).
-    context: gives the random numbers.
-    strength: standard deviation of the displacement, as a fraction of the size.
-    grid: displacements are drawn on grid x grid points and interpolated.
-  """
-  h, w = image.shape[:2]
-  coarse = context.rng.normal(0, strength, (grid, grid, 2)).astype(np.float32)
-  field = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
-  y, x = np.mgrid[:h, :w].astype(np.float32)
-  result = cv2.remap(
-    image,
-    x + field[..., 0] * w,
-    y + field[..., 1] * h,
-    cv2.INTER_CUBIC,
-    borderMode=cv2.BORDER_REPLICATE,
-  )
-  return result.reshape(image.shape)

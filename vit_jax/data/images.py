@@ -25,7 +25,8 @@ _REDUCED = {
 }
 
 
-def _open(data: bytes, key: str) -> Image.Image:
+def open_image(data: bytes, key: str) -> Image.Image:
+  """The file, not yet decoded, or BadRecord: not an image, or too large."""
   try:
     image = Image.open(io.BytesIO(data))
   except Exception as error:  # Pillow's readers raise nearly anything
@@ -44,7 +45,7 @@ def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
   plain = _plain_jpeg(data)
   if plain:
     return (plain.h, plain.w), plain.channels == 1
-  image = _open(data, key)
+  image = open_image(data, key)
   w, h = image.size
   try:
     # For a PNG without it, Pillow would decode all to look behind the pixels.
@@ -172,7 +173,7 @@ def decode(
   plain = _decode_plain(data, channels, reduce, rows)
   if plain is not None:
     return plain
-  image = _open(data, key)
+  image = open_image(data, key)
   try:
     if reduce > 1:
       image.draft(image.mode, (image.width // reduce, image.height // reduce))

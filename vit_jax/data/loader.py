@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from vit_jax.data import host, ops
+from vit_jax.data import host, masks, ops
 from vit_jax.data.order import hash64, mixture_at
-from vit_jax.data.sources import Source
+from vit_jax.data.sources import IGNORE, Record, Source
 from vit_jax.errors import BadRecord
 
-# image (B, h, w, c), label (B,), mask (B,); skipped (B,) where that may happen
+# image (B, h, w, c); label (B,), of masks (B, h, w), IGNORE where not counted;
+# mask (B,), 0 where there is no example; skipped (B,) where that may happen
 Batch = dict[str, Any]
 Fill = Callable[[Batch, int, int], None]
 Run = Callable[..., Any]  # map, or that of a pool
@@ -55,6 +56,11 @@ class Loader:
   on_error: str = 'raise'
   repeats: int = 1  # of each example in training
 
+  @property
+  def masks(self) -> bool:
+    """Whether labels are masks."""
+    return getattr(self.source, 'masks', False)
+
   def context(
     self, epoch: int, record: int, key: str = '', repeat: int = 0
   ) -> ops.Context:
@@ -74,11 +80,17 @@ class Loader:
       try:
         record = self.source[index]
         context = self.context(0, 0, record['key'])
+        self._masked(record, context)
         return ops.check(self.field, self.pipeline, record['image'], context)
       except BadRecord:
         index += 1
         if self.on_error == 'raise' or index == min(100, len(self.source)):
           raise
+
+  def _masked(self, record: Record, context: ops.Context):
+    """The ops are to move a mask along, if there is one."""
+    if self.masks:
+      context.mask = masks.read(record, len(self.source.classes))
 
   def _put(
     self, batch: Batch, row: int, epoch: int, record: int, repeat: int = 0
@@ -88,12 +100,14 @@ class Loader:
     context = self.context(epoch, record, example['key'], repeat)
     try:
       place = batch['image'][row]
+      self._masked(example, context)
       image = self.pipeline.host(example['image'], context, place)
       ops.check_shape(self.field, image, context)
     except Exception as error:
       error.add_note(f'while loading {example["key"]}')
       raise
-    batch['label'][row], batch['mask'][row] = example['label'], 1
+    label = example['label'] if context.mask is None else context.mask
+    batch['label'][row], batch['mask'][row] = label, 1
 
   def _fill(self, batch: Batch, row: int, epoch: int, record: int, repeat: int):
     """Trains on another record, drawn by the number of the one skipped.
@@ -151,9 +165,12 @@ class Loader:
     """The batch of which `fill(batch, i, row)` fills row i, here number row."""
     rows = self._rows()
     image = (*self.size, self.channels)
+    label = np.zeros(len(rows), np.int32)
+    if self.masks:
+      label = host.empty((len(rows), *self.size), label.dtype)
     local = {
       'image': host.empty((len(rows), *image), self.pipeline.dtype),
-      'label': np.zeros(len(rows), np.int32),
+      'label': label,
       'mask': np.zeros(len(rows), np.float32),
     }
     if self.on_error == 'skip':
@@ -164,6 +181,7 @@ class Loader:
         fill(local, i, int(rows[i]))
         if not local['mask'][i]:
           local['image'][i] = 0
+          local['label'][i] = IGNORE if self.masks else 0
 
     for _ in run(chunk, range(0, len(rows), _CHUNK)):
       pass  # raises what was raised there

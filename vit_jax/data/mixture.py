@@ -14,7 +14,8 @@ _WEIGHTED = re.compile(
 )
 # Signs of a mixture that is none: a second source, or a weight below 0.
 _MEANT = re.compile(
-  r'[+,]\s*(digits\b|folder:|tar:|tfds:)|\*\s*-[\d.]+%?\s*(\+|$)'
+  r'[+,]\s*(digit(s|_scenes)\b|folder:|masks:|tar:|tfds:)'
+  r'|\*\s*-[\d.]+%?\s*(\+|$)'
 )
 _LEAST = 2**-16  # of a block of examples; order.py
 
@@ -58,7 +59,12 @@ class Mixture:
           f'config.data.name: {first} and {name} have different classes'
           + (f' ({", ".join(differ[:5])}).' if differ else ': another order.')
         )
+      if getattr(source, 'masks', False) != getattr(one, 'masks', False):
+        raise UserError(
+          f'config.data.name: of {first} and {name} only one has masks.'
+        )
     self.classes = one.classes
+    self.masks = getattr(one, 'masks', False)
     self.channels = max(source.channels for source in self._sources)
     self.size = one.size
     lengths = [len(source) for source in self._sources]

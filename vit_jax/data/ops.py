@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vit_jax.data import color, geometry, policies
+from vit_jax.data import color, geometry, policies, warps
 from vit_jax.data.context import Context
 from vit_jax.errors import UserError
 from vit_jax.schema import parse_call
@@ -27,12 +27,14 @@ OPS: dict[str, Callable] = {
   'resize': geometry.resize,
   'fit': geometry.fit,
   'resize_small': geometry.resize_small,
+  'scale_jitter': geometry.scale_jitter,
   'central_crop': geometry.central_crop,
   'random_crop': geometry.random_crop,
+  'crop_or_pad': geometry.crop_or_pad,
   'inception_crop': geometry.inception_crop,
-  'flip': geometry.flip,
-  'affine': geometry.affine,
-  'elastic': geometry.elastic,
+  'flip': warps.flip,
+  'affine': warps.affine,
+  'elastic': warps.elastic,
   'randaugment': policies.randaugment,
   'three_augment': policies.three_augment,
   'color_jitter': policies.color_jitter,
@@ -179,12 +181,17 @@ def build(
 
 
 def check_shape(field: str, image: np.ndarray, context: Context):
-  """Raises UserError unless the image has the model's shape."""
+  """Raises UserError unless image and mask have the model's shape."""
   want = (*context.size, context.channels)
   if image.shape != want:
     raise UserError(
       f'{field}: the ops give {image.shape} for {context.key}, but the model '
       f"takes {want}. Add 'fit' or 'resize', or set config.size."
+    )
+  if context.mask is not None and context.mask.shape != context.size:
+    raise UserError(
+      f'{field}: the ops give a mask of {context.mask.shape} for {context.key} '
+      f'beside an image of {context.size}: one of them moves no masks.'
     )
 
 

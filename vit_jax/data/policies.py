@@ -14,38 +14,49 @@ from vit_jax.data.context import (
   Level,
   Probability,
 )
-from vit_jax.data.geometry import warp
+from vit_jax.data.warps import warp
 
-_CORNER = -0.5  # x and y of where the first pixel begins
+_CORNER = (-0.5, -0.5)  # x and y of where the first pixel begins
 
 
-def _about(image, p: float, q: float, r: float, s: float, x: float, y: float):
-  """By the matrix ((p, q), (r, s)), which leaves (x, y) where it is."""
+def _about(
+  image,
+  p: float,
+  q: float,
+  r: float,
+  s: float,
+  at: tuple[float, float],
+  context,
+):
+  """By the matrix ((p, q), (r, s)), which leaves the point where it is."""
+  x, y = at
   matrix = (p, q, x - (p * x + q * y)), (r, s, y - (r * x + s * y))
-  return warp(image, matrix)
+  return warp(image, matrix, context)
 
 
-def rotate(image, degrees: float):
+def rotate(image, degrees: float, context: Context | None = None):
   """About the centre, counter-clockwise."""
   cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
   h, w = image.shape[:2]
-  return _about(image, cos, -sin, sin, cos, (w - 1) / 2, (h - 1) / 2)
+  middle = ((w - 1) / 2, (h - 1) / 2)
+  return _about(image, cos, -sin, sin, cos, middle, context)
 
 
-def shear_x(image, tangent: float):
+def shear_x(image, tangent: float, context: Context | None = None):
   """Rows moved left, the lower the more."""
-  return _about(image, 1.0, tangent, 0.0, 1.0, _CORNER, _CORNER)
+  return _about(image, 1.0, tangent, 0.0, 1.0, _CORNER, context)
 
 
-def shear_y(image, tangent: float):
+def shear_y(image, tangent: float, context: Context | None = None):
   """Columns moved up, the further right the more."""
-  return _about(image, 1.0, 0.0, tangent, 1.0, _CORNER, _CORNER)
+  return _about(image, 1.0, 0.0, tangent, 1.0, _CORNER, context)
 
 
-def translate(image, x: float, y: float):
+def translate(image, x: float, y: float, context: Context | None = None):
   """Left and up, by parts of the width and the height."""
   h, w = image.shape[:2]
-  return warp(image, ((1.0, 0.0, float(x * w)), (0.0, 1.0, float(y * h))))
+  matrix = ((1.0, 0.0, float(x * w)), (0.0, 1.0, float(y * h)))
+  return warp(image, matrix, context)
 
 
 def cutout(image, part: float, place: np.ndarray):
@@ -65,6 +76,7 @@ class _Draw:
   u: float  # strength: level / 10
   sign: int
   place: np.ndarray  # (y, x), parts of the sides
+  context: Context | None = None
 
   @property
   def signed(self) -> float:
@@ -81,12 +93,12 @@ _BOTH = {
   'autocontrast': lambda x, _: color.autocontrast(x),
   'equalize': lambda x, _: color.equalize(x),
   'invert': lambda x, _: color.invert(x),
-  'rotate': lambda x, d: rotate(x, 30 * d.signed),
+  'rotate': lambda x, d: rotate(x, 30 * d.signed, d.context),
   'solarize_add': lambda x, d: color.add_below(x, int(110 * d.u)),
-  'shear_x': lambda x, d: shear_x(x, 0.3 * d.signed),
-  'shear_y': lambda x, d: shear_y(x, 0.3 * d.signed),
-  'translate_x': lambda x, d: translate(x, 0.45 * d.signed, 0.0),
-  'translate_y': lambda x, d: translate(x, 0.0, 0.45 * d.signed),
+  'shear_x': lambda x, d: shear_x(x, 0.3 * d.signed, d.context),
+  'shear_y': lambda x, d: shear_y(x, 0.3 * d.signed, d.context),
+  'translate_x': lambda x, d: translate(x, 0.45 * d.signed, 0.0, d.context),
+  'translate_y': lambda x, d: translate(x, 0.0, 0.45 * d.signed, d.context),
 }
 CLASSIC = _BOTH | {
   'posterize': lambda x, d: color.posterize(x, _bits(int(4 * d.u))),
@@ -152,7 +164,7 @@ def randaugment(
     levels = np.clip(levels, 0, max(10, magnitude))
   places = rng.random((layers, 2))
   for i in np.flatnonzero(~skip):
-    draw = _Draw(float(levels[i]) / 10, int(signs[i]), places[i])
+    draw = _Draw(float(levels[i]) / 10, int(signs[i]), places[i], context)
     image = table[names[i]](image, draw)
   return image
 

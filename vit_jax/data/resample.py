@@ -80,3 +80,13 @@ def crop(image, box: Box, size: tuple[int, int], kernel: Kernel):
   simd.Resizer().resize(source, target, options)
   pixels = np.frombuffer(target.get_buffer(), np.uint8)
   return pixels.reshape(*size, -1)
+
+
+def nearest(mask, size: tuple[int, int], box: Box | None = None):
+  """A mask (h, w), or a box of it, at another size: no label is between two."""
+  top, left, h, w = box or (0, 0, *mask.shape)
+  rows, columns = (
+    (start + (np.arange(count) + 0.5) * (length / count)).astype(np.intp)
+    for start, length, count in ((top, h, size[0]), (left, w, size[1]))
+  )
+  return mask[rows][:, columns]

@@ -134,13 +134,15 @@ class DigitScenes:
     room = self._side - 2 * _EDGE
     places: list[tuple[float, ...]] = []
     for u in rng.random((count, 10)).tolist():
-      tries = [(_EDGE + room * u[i], _EDGE + room * u[i + 4]) for i in range(4)]
-      away = [
-        min(((x - p[0]) ** 2 + (y - p[1]) ** 2 for p in places), default=0)
-        for x, y in tries
-      ]
+      best, xy = -1.0, (0.0, 0.0)
+      for i in range(4):
+        x, y, near = _EDGE + room * u[i], _EDGE + room * u[i + 4], math.inf
+        for other in places:
+          away = (x - other[0]) ** 2 + (y - other[1]) ** 2
+          near = away if away < near else near
+        if near > best:
+          best, xy = near, (x, y)
       size = _SIZE[0] + (_SIZE[1] - _SIZE[0]) * u[8]
-      xy = tries[away.index(max(away))]
       places.append((*xy, size, _TURN * (2 * u[9] - 1)))
     return places
 
@@ -167,7 +169,7 @@ class DigitScenes:
     for i in range(count):
       glyph, label = self._digits[which[i]]
       where, own = _lay(canvas, glyph, _LIGHTEST + greys[i], places[i])
-      mask[where][own] = 1 + label
+      np.putmask(mask[where], own, 1 + label)
     noise = np.frombuffer(rng.bytes(mask.size), np.uint8).reshape(mask.shape)
     canvas += cv2.LUT(noise, _NOISE)
     # Rounded and clipped, with one channel.

@@ -9,16 +9,15 @@ import hashlib
 import itertools
 import resource
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit_jax.data import tfds_files
+from vit_jax.data import masks, tfds_features, tfds_files
 from vit_jax.data.images import header
 from vit_jax.data.sources import Record
-from vit_jax.errors import BadRecord, UserError, check_choice, did_you_mean
+from vit_jax.errors import BadRecord, UserError, did_you_mean
 
 _SAMPLE = 64  # records that are looked at when a split is opened
 
@@ -55,65 +54,6 @@ def _ranges(splits: Any, text: str) -> list[tuple[str, int, int]]:
   return result
 
 
-def _is_image(feature: Any) -> bool:
-  """Encoded images, or pixels uint8 (h, w, 1 or 3)."""
-  import tensorflow_datasets as tfds
-
-  if isinstance(feature, tfds.features.Image):
-    return feature.np_dtype != np.float32  # they have no fixed range
-  return (
-    type(feature) is tfds.features.Tensor
-    and feature.np_dtype == np.uint8
-    and len(feature.shape) == 3
-    and feature.shape[-1] in (1, 3)
-  )
-
-
-def _is_label(feature: Any) -> bool:
-  import tensorflow_datasets as tfds
-
-  label = isinstance(feature, tfds.features.ClassLabel)
-  return label and bool(feature.num_classes)
-
-
-def _choose(
-  info: Any, position: int, wanted: str, fits: Callable[[Any], bool]
-) -> str:
-  """The name of a feature: as wanted, else supervised, else the only one.
-
-  Args:
-    info: of the data set.
-    position: in the supervised keys; 0: the image, 1: the label.
-    wanted: the config's choice, or ''.
-    fits: whether a feature will do.
-
-  Raises:
-    UserError: none, several, or not one that will do.
-  """
-  field = f'config.data.{("image_feature", "label_feature")[position]}'
-  what = ('an image of uint8 or uint16', 'a ClassLabel')[position]
-  names = [name for name, feature in info.features.items() if fits(feature)]
-  if wanted:
-    check_choice(field, wanted, info.features)
-    if wanted not in names:
-      raise UserError(
-        f'{field} = {wanted!r} is {info.features[wanted]!r}, not {what}.'
-        + did_you_mean(wanted, names)
-      )
-    return wanted
-  if info.supervised_keys and info.supervised_keys[position] in names:
-    return info.supervised_keys[position]
-  if not names:
-    kinds = [f'{n} ({type(f).__name__})' for n, f in info.features.items()]
-    raise UserError(
-      f'{info.full_name} has no feature that is {what}, only '
-      + ', '.join(kinds)
-    )
-  if len(names) > 1:
-    raise UserError(f'{field}: say which of {", ".join(names)}.')
-  return names[0]
-
-
 def _check_files(paths: list):
   """All shards are there, and may be open at once (often: 1,024 files)."""
   gone = [path for path in paths if not path.exists()]
@@ -143,6 +83,14 @@ class Tfds:
   the directory itself. Any split expression of tfds; image and label are the
   data set's supervised keys unless named. Encoded images come as their bytes,
   for the op 'decode'. Python keeps one object a shard, none a record.
+
+  A `label_feature` may be one of masks: an image of one channel, or integers
+  (h, w). The first class then has the number `mask_start`; they are named by
+  the feature, a LabeledImage, or by `mask_names`. Numbers below `mask_start`
+  and those of `mask_ignore` are not counted.
+
+  Attributes:
+    masks: whether labels are masks.
   """
 
   def __init__(
@@ -153,6 +101,9 @@ class Tfds:
     data_dir: str = '',
     image_feature: str = '',
     label_feature: str = '',
+    mask_names: tuple[str, ...] = (),
+    mask_start: int = 0,
+    mask_ignore: tuple[int, ...] = (255,),
   ):
     import tensorflow_datasets as tfds
     from google.protobuf.message import DecodeError
@@ -170,14 +121,18 @@ class Tfds:
         'beside them.'
       )
     ranges = _ranges(info.splits, split)
-    self._image = _choose(info, 0, image_feature, _is_image)
-    self._label = _choose(info, 1, label_feature, _is_label)
+    self._image = tfds_features.choose(info, 0, image_feature)
+    self._label = tfds_features.choose(info, 1, label_feature)
     self._parse = tf_example_pb2.Example.FromString
     self._errors = (RuntimeError, ValueError, LookupError, DecodeError)
-    feature = info.features[self._image]
-    self._pixels = None  # what reads pixels that are not an encoded image
-    if not isinstance(feature, tfds.features.Image):
-      self._pixels = tfds.features.FeaturesDict({self._image: feature})
+    feature, labels = (info.features[n] for n in (self._image, self._label))
+    self.masks = not tfds_features.is_label(labels)
+    # What reads pixels that are not an encoded image.
+    self._tensors = {
+      name: tfds.features.FeaturesDict({name: info.features[name]})
+      for name in (self._image, self._label)
+      if type(info.features[name]) is tfds.features.Tensor
+    }
     self._records = builder.as_data_source(
       split,
       file_format='array_record',
@@ -187,12 +142,19 @@ class Tfds:
     self._name = f'tfds:{info.full_name}'
     self._parts = [(name, start) for name, start, _ in ranges]
     self._ends = [*itertools.accumulate(stop - a for _, a, stop in ranges)]
-    self.classes = tuple(info.features[self._label].names)
+    names = tfds_features.names(self._label, labels, mask_names)
+    self.classes = names
+    if self.masks:
+      masks.check_numbers(mask_start, mask_ignore)
+      values = range(mask_start, mask_start + len(names))
+      self._table = masks.table(values, mask_ignore, mask_start)
     self._survey(feature.shape, self._metadata(info, ranges, path))
 
   def _metadata(self, info: Any, ranges: list, path: Path) -> Any:
     """A hash of what tfds wrote down about the split."""
     what = [self._name, ranges, self.classes, self._image, self._label]
+    if self.masks:
+      what.append(self._table.tobytes())
     for name in sorted({name for name, _, _ in ranges}):
       split = info.splits[name]
       what += [name, split.shard_lengths, int(split.num_bytes)]
@@ -213,9 +175,9 @@ class Tfds:
         continue
       sizes.append(min(size))
       greys.append(grey)
-      image = record['image']
+      image, label = record['image'], record['label']
       sha.update(image if isinstance(image, bytes) else image.tobytes())
-      sha.update(f' {record["label"]} '.encode())
+      sha.update(label.tobytes() if self.masks else f' {label} '.encode())
     if error and not sizes:
       raise error
     self.fingerprint = sha.hexdigest()
@@ -243,6 +205,12 @@ class Tfds:
     before = self._ends[part - 1] if part else 0
     return f'{self._name} {name}[{start + index - before}]'
 
+  def _stored(self, name: str, data: bytes, fields: Any) -> bytes | np.ndarray:
+    """A feature of a record: an encoded image, or an array."""
+    if name in self._tensors:
+      return self._tensors[name].deserialize_example_np(data)[name]
+    return fields[name].bytes_list.value[0]
+
   def __getitem__(self, index: int) -> Record:
     if not 0 <= index < len(self):
       raise IndexError(index)
@@ -250,18 +218,20 @@ class Tfds:
     try:
       data = self._records[index]
       fields = self._parse(data).features.feature  # 9 x faster than tfds's
-      label = fields[self._label].int64_list.value[0]
       if 'file_name' in fields:  # ReaL labels go by it
         key += f' {fields["file_name"].bytes_list.value[0].decode()}'
-      if self._pixels is None:
-        image = fields[self._image].bytes_list.value[0]
+      image = self._stored(self._image, data, fields)
+      if self.masks:
+        label = self._stored(self._label, data, fields)
       else:
-        image = self._pixels.deserialize_example_np(data)[self._image]
+        label = fields[self._label].int64_list.value[0]
     except self._errors as error:
       raise BadRecord(
         f'{key}: a damaged record ({error}). Prepare the data set again.'
       ) from error
-    if not 0 <= label < len(self.classes):
+    if self.masks:
+      label = masks.numbered(label, self._table, len(self.classes), key)
+    elif not 0 <= label < len(self.classes):
       raise BadRecord(
         f'{key}: its label is {label}, not one of 0 to '
         f'{len(self.classes) - 1}. Is this a split without labels?'

@@ -42,9 +42,9 @@ def collect(
   parts, last = [], None
   for batch in batches:
     rows = step(batch) | {'mask': batch['mask']}
-    parts += [_fetch(last)] if last else []  # while the next one is computed
+    parts += [fetch(last)] if last else []  # while the next one is computed
     last = rows
-  parts.append(_fetch(last))
+  parts.append(fetch(last))
   arrays = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
   rows = np.flatnonzero(arrays.pop('mask'))
   return {'record': rows, **{k: v[rows] for k, v in arrays.items()}}
@@ -65,7 +65,8 @@ def check_skipped(setup: Any, count: int, of: int):
     )
 
 
-def _fetch(rows: Any) -> Rows:
+def fetch(rows: Any) -> Rows:
+  """Arrays of all processes, on each."""
   return multihost_utils.process_allgather(rows, tiled=True)
 
 

@@ -1,5 +1,6 @@
 """Floating-point operations of a ViT, counted from its fields."""
 
+from vit_jax.models.mae import MAE
 from vit_jax.models.patches import grid
 from vit_jax.models.variants import STEMS, parse
 from vit_jax.models.vit import ViT
@@ -43,7 +44,8 @@ def forward(
   Matrix products and convolutions only, 2 FLOPs a multiply-add. A layer of N
   tokens takes 8 N D² (projections) + 4 N D F (MLP; 6 if 'swiglu') + 4 N² D
   (scores and their use). `train`: without the patches that `patch_dropout`
-  leaves out; a step takes `TRAINING` times as many.
+  leaves out or a masked autoencoder hides, and with its decoder; a step takes
+  `TRAINING` times as many.
   """
   shape, (_, patch, stem) = model.shape, parse(model.variant)
   d, f = shape.width, shape.hidden
@@ -54,8 +56,9 @@ def forward(
   gh, gw = grid(size, patch)
   patches = gh * gw
   parts['embed'] = 2 * patches * (patch // stride) ** 2 * channels * d
-  if train and model.patch_dropout:
-    patches = max(1, round(patches * (1 - model.patch_dropout)))
+  masked = model.mask_ratio if isinstance(model, MAE) else model.patch_dropout
+  if train and masked:
+    patches = max(1, round(patches * (1 - masked)))
   n = model.prefix + patches
   mlp = (6 if model.mlp == 'swiglu' else 4) * n * d * f
   parts['encoder'] = shape.depth * (8 * n * d * d + mlp + 4 * n * n * d)
@@ -64,9 +67,14 @@ def forward(
   outputs = n if model.pool == 'none' else 1
   if model.representation:
     parts['representation'] = 2 * outputs * d * model.representation
-  if model.classes:
+  if model.classes and not isinstance(model, MAE):
     one = 2 * (model.representation or d) * model.classes
     parts['head'] = outputs * one
     if model.distill_token:
       parts['distill_head'] = 2 * d * model.classes
+  if isinstance(model, MAE) and train:
+    width, n = model.decoder_width, model.prefix + gh * gw
+    block = 24 * n * width * width + 4 * n * n * width
+    ends = 2 * n * width * (d + patch**2 * channels)
+    parts['decoder'] = model.decoder_depth * block + ends
   return parts

@@ -13,7 +13,7 @@ Pool = Literal['cls', 'mean', 'cls_mean', 'map', 'none']
 
 
 def is_head(path: str) -> bool:
-  """Whether a parameter is of what tells classes: replaced with them."""
+  """Whether a parameter is of a classifier or a decoder, which a task makes."""
   return path.split('/')[0] in ('head', 'distill_head', 'decoder')
 
 

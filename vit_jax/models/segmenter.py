@@ -52,7 +52,7 @@ class MaskTransformer(nn.Module):
         width, use_bias=bias, dtype=dtype, kernel_init=init, name=name
       )
 
-    x = dense('inputs', small, True)(x)
+    x = dense('embed', small, True)(x)
     tokens = self.param('classes', small, (self.classes, width)).astype(dtype)
     tokens = jnp.broadcast_to(tokens, (len(x), *tokens.shape))
     x, _ = Encoder(self.depth, self.layer, 'none', 1, name='encoder')(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.reconstruction import Reconstruction
 
 Batch = dict[str, jax.Array]
 Sums = tuple[jax.Array, jax.Array]  # (sum over examples, their total weight)
@@ -50,5 +51,11 @@ class Task(Protocol):
     """What `predict` shows for images (B, h, w, c)."""
     ...
 
+  # Optional: show(apply, params, batch) -> pictures (B, h, w, c) by name, for
+  # the panels that a run draws of its first split; see viz/panels.py.
 
-TASKS = {'classification': Classification}
+
+TASKS = {
+  'classification': Classification,
+  'reconstruction': Reconstruction,
+}

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from vit_jax.errors import UserError
-from vit_jax.tasks import mixing
+from vit_jax.tasks import distilling, mixing
 
 
 def targets_of(
@@ -62,6 +62,10 @@ class Classification:
     mixup: float = 0.0,
     cutmix: float = 0.0,
     mix_probability: float = 1.0,
+    teacher: str = '',
+    distillation: distilling.Kind = 'hard',
+    distill_weight: float = 0.5,
+    temperature: float = 3.0,
   ):
     """Keyword parameters with defaults are the fields of `config.task`.
 
@@ -70,6 +74,11 @@ class Classification:
       objective: the loss; see `cross_entropy`.
       label_smoothing: for training only, in [0, 1).
       mixup, cutmix, mix_probability: see mixing.mix.
+      teacher: weights, or the workdir of a run, whose logits are learned from
+        beside the labels, by the distillation token if the model has one; '':
+        none. See teacher.py.
+      distillation, temperature: see distilling.loss.
+      distill_weight: of the teacher's loss; the labels' has the rest.
 
     Raises:
       UserError: a value out of its range.
@@ -81,7 +90,13 @@ class Classification:
     self.classes = classes
     self.objective = objective
     self.label_smoothing = label_smoothing
+    self.teacher = teacher  # Setup opens it
     mixing.check(mixup, cutmix, mix_probability)
+    distilling.check(distill_weight, temperature)
+    self._distill = functools.partial(
+      distilling.loss, kind=distillation, temperature=temperature
+    )
+    self._distill_weight = distill_weight
     self._mixed = mixup > 0 or cutmix > 0
     self._mix = functools.partial(
       mixing.mix, mixup=mixup, cutmix=cutmix, probability=mix_probability
@@ -93,14 +108,22 @@ class Classification:
 
   def loss(self, apply, params, batch, key):
     """((sum of losses, examples), metrics as such pairs)."""
-    logits = apply(params, batch['image'], key=key)
-    mask = batch['mask']
+    teacher, mask = batch.get('teacher'), batch['mask']
+    both = () if teacher is None else ('class_logits', 'distill_logits')
+    seen = apply(params, batch['image'], key=key, capture=both)
+    logits, heads = (seen, {}) if teacher is None else seen
     targets = targets_of(batch, self.classes, self.label_smoothing)
-    losses = cross_entropy(logits, targets, self.objective)
-    hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+    of_labels = heads.get('class_logits', logits)
+    losses = cross_entropy(of_labels, targets, self.objective)
+    hits = {'accuracy': jnp.argmax(logits, -1) == jnp.argmax(targets, -1)}
+    if teacher is not None:
+      share = self._distill_weight
+      follow = self._distill(heads['distill_logits'], teacher)
+      losses = (1 - share) * losses + share * follow
+      hits['agreement'] = jnp.argmax(logits, -1) == jnp.argmax(teacher, -1)
     weight = mask.sum()
     return ((losses * mask).sum(), weight), {
-      'accuracy': ((hits * mask).sum(), weight)
+      name: ((hit * mask).sum(), weight) for name, hit in hits.items()
     }
 
   def evaluate(self, apply, params, batch):
