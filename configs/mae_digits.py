@@ -1,20 +1,18 @@
-"""Masked autoencoding of the 1,437 digits, without their labels.
+"""Masked autoencoding of the digits (arXiv 2111.06377), and what it is worth.
 
   python -m vit_jax train --config=configs/mae_digits.py --workdir=W
   python -m vit_jax train --config=configs/mae_digits.py:tune \
     --config.init_from=W --workdir=W10
 
-The second line fine-tunes on 10 labels a class; with :scratch the same from
-random weights.
+The first learns from the 1,437 images alone, the second from 10 labels a class;
+configs/mae_digits.py:scratch learns from these without the first.
 """
 
 from vit_jax import defaults
 from vit_jax.errors import check_choice
 
 
-def get_config(stage='pretrain'):
-  check_choice('argument', stage, ('pretrain', 'tune', 'scratch'))
-  config = defaults.get_config()
+def _pretrain(config):
   config.total = '400ep'
   config.batch_size = 128
   config.eval_every = '50ep'
@@ -23,13 +21,6 @@ def get_config(stage='pretrain'):
   config.task.name = 'reconstruction'
 
   config.model.name = 'mae'
-  config.model.variant = 'Ti/2'
-  config.model.width = 96
-  config.model.depth = 4
-  config.model.heads = 3
-  config.model.positions = 'sincos2d'
-  config.model.gelu = 'tanh'
-  config.model.unroll = 0
   config.model.mask_ratio = 0.5
   config.model.decoder_width = 48
   config.model.decoder_depth = 1
@@ -37,8 +28,38 @@ def get_config(stage='pretrain'):
 
   config.optim.lr = 2e-3
   config.optim.b2 = 0.95
-  config.optim.warmup = '10%'
   config.optim.weight_decay = 0.05
+
+
+def _classify(config):
+  config.total = '1000 steps'
+  config.batch_size = 50
+  config.eval_every = '250 steps'
+  config.save_every = '1000 steps'
+
+  config.model.drop_path = 0.1
+
+  config.optim.lr = 1e-3
+  config.optim.weight_decay = 0.05
+
+  config.data.train.per_class = 10
+
+
+def get_config(stage='pretrain'):
+  check_choice('argument', stage, ('pretrain', 'tune', 'scratch'))
+  config = defaults.get_config()
+
+  config.model.variant = 'Ti/2'
+  config.model.width = 96
+  config.model.depth = 4
+  config.model.heads = 3
+  config.model.pool = 'mean'
+  config.model.cls_token = 'yes'
+  config.model.positions = 'sincos2d'
+  config.model.gelu = 'tanh'
+  config.model.unroll = 0
+
+  config.optim.warmup = '10%'
 
   config.data.name = 'digits'
   config.data.workers = 1
@@ -46,4 +67,12 @@ def get_config(stage='pretrain'):
     'ops': ('affine(15, 0.1, 0.1, 0.2, "zero")', 'range(-1, 1)')
   }
   config.data.test = {'ops': ('range(-1, 1)',)}
+
+  if stage == 'pretrain':
+    _pretrain(config)
+  else:
+    _classify(config)
+  if stage == 'tune':
+    config.init_head = 'new'
+    config.optim.layer_decay = 0.75
   return config

@@ -243,6 +243,8 @@ def _report(args: argparse.Namespace) -> int:
 def _viz(args: argparse.Namespace) -> int:
   from vit_jax.viz import inside
 
+  if args.weights and not args.images:
+    raise UserError('viz --weights=FILE needs pictures: viz ... IMAGE')
   setup, params, source = _open(args, headless=True)
   title = ', '.join([str(args.workdir or args.weights), *map(str, args.images)])
   if 'step' in source:

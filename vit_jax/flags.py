@@ -137,7 +137,13 @@ def parser() -> argparse.ArgumentParser:
   predict.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
   viz = add('viz', 'attention, features, filters of a model as pictures')
   _source_flags(viz, json=False)
-  viz.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+  viz.add_argument(
+    'images',
+    nargs='*',
+    type=Path,
+    metavar='IMAGE',
+    help="none: the first of the run's test split",
+  )
   viz.add_argument(
     '--output', type=Path, default=Path('viz'), metavar='DIR', help="or 'viz'"
   )

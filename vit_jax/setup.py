@@ -31,6 +31,7 @@ from vit_jax.data import (
   parse_mixture,
   source_fields,
 )
+from vit_jax.data.few import Few
 from vit_jax.data.sources import Source, parse_name
 from vit_jax.errors import UserError
 from vit_jax.workdir import DataInfo
@@ -53,7 +54,11 @@ def open_group(data: Any, name: str, **changed: Any) -> Source:
   split = (group.split or name) if hasattr(group, 'split') else name
   shared = ('examples', 'classes', 'on_error')
   fields = {k: data[k] for k in [*shared, *source_fields(data.name)]}
-  return open_split(data.name, split, **fields | changed)
+  source = open_split(data.name, split, **fields | changed)
+  count, field = getattr(group, 'per_class', 0), f'config.data.{name}.per_class'
+  if count < 0:
+    raise UserError(f'{field} = {count}: at least 1, or 0 for all.')
+  return Few(source, count, field) if count else source
 
 
 def stated_info(config: Any) -> DataInfo | None:
@@ -70,7 +75,7 @@ def stated_info(config: Any) -> DataInfo | None:
     classes=tuple(map(str, range(data.classes))),
     size=(size, size) if isinstance(size, int) else size,
     channels=config.channels or getattr(SOURCES[kind], 'channels', 3),
-    examples=data.examples,
+    examples=data.train.per_class * data.classes or data.examples,
     fingerprint='',
   )
 

@@ -36,6 +36,7 @@ class Split:
     ''  # 'train', 'train[1150:]', 'train[:90%]'; '': the group's name
   )
   ops: tuple[str, ...] = ()  # in order, see data/ops.py: ('decode', 'flip')
+  per_class: int = 0  # few labels: the first so many of each class; 0: all
 
 
 def source_fields(name: str) -> dict[str, Field]:

@@ -16,7 +16,7 @@ from vit_jax import predict
 from vit_jax.data import ops
 from vit_jax.models.patches import grid as grid_of
 from vit_jax.setup import Setup
-from vit_jax.viz import attention, features, filters
+from vit_jax.viz import attention, features, filters, panels
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -26,8 +26,12 @@ img { max-width: 100%; background: #fff; border-radius: 4px }
 h2 { font-size: 1.15rem; margin: 2rem 0 .2rem } p { margin: .2rem 0 .6rem }
 """
 
+_FIRST = 4  # examples of a split, where no pictures are given
+
 # The words under each picture: what it is, and what to look for.
 CAPTIONS = {
+  'panels': 'What the model makes of the pictures. Of a masked autoencoder: '
+  'hidden patches as it draws them, those that it saw as they are.',
   'attention': 'A row a layer, a column a head: from the CLS token (without '
   'one, from the mean of the patches) to the patches. At the left the rollout, '
   'all layers multiplied (arXiv 2005.00928).',
@@ -144,6 +148,16 @@ def _names(files: Sequence[Path]) -> list[str]:
   ]
 
 
+def _first(setup: Setup) -> tuple[dict[str, Any], list[str]]:
+  """A few examples of the first split that is evaluated, and their names."""
+  name = (setup.evaluations or ['test'])[0]
+  loader = setup.loader(name, setup.source(name))
+  batch = jax.device_get(loader.eval_batch(0))
+  rows = np.flatnonzero(batch['mask'])[:_FIRST]
+  names = [f'{name}_{row}' for row in rows]
+  return {key: leaf[rows] for key, leaf in batch.items()}, names
+
+
 def run(
   setup: Setup, params: Any, files: Sequence[Path], output: Path, title: str
 ) -> Path:
@@ -151,25 +165,37 @@ def run(
 
   Args:
     setup, params: of a run or of weights.
-    files: pictures, of any size.
+    files: pictures, of any size; none: the first of the run's first split.
     output: the folder.
     title: of the page.
 
   Raises:
     UserError: a file that is no picture.
   """
-  inside = Inside(setup, params, predict.read(setup, files))
+  if files:
+    images, names = predict.read(setup, files), _names(files)
+    shown = {'image': np.stack(images), 'mask': np.ones(len(images), 'f')}
+  else:
+    shown, names = _first(setup)
+    images = list(np.asarray(shown['image']))
   output.mkdir(parents=True, exist_ok=True)
   parts, told = [], set()
-  for name, kind, figure in inside.figures(_names(files)):
-    path = output / f'{name}.png'
-    figure.savefig(path)
-    data = base64.b64encode(path.read_bytes()).decode()
+
+  def add(name: str, kind: str):
+    data = base64.b64encode((output / f'{name}.png').read_bytes()).decode()
     if kind not in told:
       parts.append(f'<h2>{kind}</h2><p>{html.escape(CAPTIONS[kind])}</p>')
       told.add(kind)
     alt = html.escape(name)
     parts.append(f'<img alt="{alt}" src="data:image/png;base64,{data}">')
+
+  if hasattr(setup.task, 'show'):
+    panels.draw(setup, params, shown, title, output / 'panels.png')
+    add('panels', 'panels')
+  inside = Inside(setup, params, images)
+  for name, kind, figure in inside.figures(names):
+    figure.savefig(output / f'{name}.png')
+    add(name, kind)
   if 'positions' not in told:
     kind = setup.model.positions  # type: ignore[attr-defined]
     parts.append(f'<p>No table of positions: this model has {kind!r}.</p>')

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vit_jax import distributed
+from vit_jax.data import ops
 from vit_jax.data.loader import Loader
 from vit_jax.evaluators.view import fetch
-from vit_jax.origin import preprocessing_of
 from vit_jax.setup import Setup
 from vit_jax.viz.contact_sheet import draw_contact_sheet
 
@@ -25,10 +25,8 @@ def pixels(
   setup: Setup, images: Float[np.ndarray, 'B h w c']
 ) -> UInt8[np.ndarray, 'B h w c']:
   """Images in the model's range of values -> bytes."""
-  info, texts = setup.info, setup.config.data.test.ops
-  seen = preprocessing_of(texts[-1:], info.size, info.channels)
-  levels = images * np.array(seen.std) + np.array(seen.mean)
-  return np.rint(255 * np.clip(levels, 0, 1)).astype(np.uint8)
+  texts = setup.config.data.test.ops
+  return np.stack([ops.undo(texts, image) for image in images])
 
 
 def draw(
