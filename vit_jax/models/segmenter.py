@@ -11,7 +11,7 @@ from vit_jax.errors import UserError, check_choice
 from vit_jax.models.attention import LayerNorm
 from vit_jax.models.encoder import Encoder, Layer
 from vit_jax.models.heads import Head, Pool
-from vit_jax.models.patches import grid
+from vit_jax.models.patches import grid, unpatchify
 from vit_jax.models.vit import CAPTURES, ViT
 
 
@@ -30,12 +30,14 @@ class MaskTransformer(nn.Module):
 
   Attributes:
     classes: Y.
+    detail: scores of a patch, to each side; their vectors are a projection each.
     width: of its blocks.
     depth: number of its blocks.
     layer: of each block.
   """
 
   classes: int
+  detail: int
   width: int
   depth: int
   layer: Layer
@@ -43,29 +45,29 @@ class MaskTransformer(nn.Module):
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B N D'], *, train: bool
-  ) -> Float[Array, 'B N Y']:
+  ) -> Float[Array, 'B N rrY']:
     dtype, width = self.layer.dtype, self.width
-    n, small = x.shape[1], nn.initializers.normal(0.02)
+    (b, n), small = x.shape[:2], nn.initializers.normal(0.02)
 
-    def dense(name, init, bias):
-      return nn.Dense(
-        width, use_bias=bias, dtype=dtype, kernel_init=init, name=name
-      )
+    def project(y, name, count):
+      init = nn.initializers.normal(width**-0.5)
+      y = nn.Dense(
+        count * width, use_bias=False, dtype=dtype, kernel_init=init, name=name
+      )(y)
+      return _unit(y.reshape(b, -1, width))
 
-    x = dense('embed', small, True)(x)
+    x = nn.Dense(width, dtype=dtype, kernel_init=small, name='embed')(x)
     tokens = self.param('classes', small, (self.classes, width)).astype(dtype)
-    tokens = jnp.broadcast_to(tokens, (len(x), *tokens.shape))
+    tokens = jnp.broadcast_to(tokens, (b, *tokens.shape))
     x, _ = Encoder(self.depth, self.layer, 'none', 1, name='encoder')(
       jnp.concatenate([x, tokens], 1), None, train=train, capture=()
     )
     x = LayerNorm(self.layer.epsilon, dtype, 'norm')(x)
-    init = nn.initializers.normal(width**-0.5)
-    patches = dense('patch_projection', init, False)(x[:, :n])
-    tokens = dense('class_projection', init, False)(x[:, n:])
-    scores = jnp.einsum(
-      'BND,BYD->BNY', _unit(patches), _unit(tokens), precision='highest'
-    )
-    return LayerNorm(1e-5, jnp.float32, 'class_norm')(scores)
+    patches = project(x[:, :n], 'patch_projection', self.detail**2)
+    tokens = project(x[:, n:], 'class_projection', 1)
+    scores = jnp.einsum('BND,BYD->BNY', patches, tokens, precision='highest')
+    scores = LayerNorm(1e-5, jnp.float32, 'class_norm')(scores)
+    return scores.reshape(b, n, -1)
 
 
 class Segmenter(ViT, kw_only=True):
@@ -82,6 +84,8 @@ class Segmenter(ViT, kw_only=True):
     decoder_dropout: as `dropout`, of them; there is no `drop_path` in them.
     features: encoder blocks, from 1 to the depth, whose tokens are put side by
       side for the decoder, each normalised; (): the last one's.
+    detail: scores that a patch has, to each side: 1, as Segmenter's; more make
+      outlines finer than the patches (by pixel shuffle, arXiv 1609.05158).
   """
 
   pool: Pool = 'none'
@@ -90,6 +94,7 @@ class Segmenter(ViT, kw_only=True):
   decoder_width: int = 0
   decoder_dropout: float = 0.1
   features: tuple[int, ...] = ()
+  detail: int = 1
 
   @property
   def decoder_shape(self) -> tuple[int, int]:
@@ -126,6 +131,12 @@ class Segmenter(ViT, kw_only=True):
         f'config.model.decoder_dropout = {self.decoder_dropout}: a rate, '
         '0 <= r < 1.'
       )
+    if self.detail < 1 or self.patch % self.detail:
+      near = [n for n in range(1, self.patch + 1) if not self.patch % n]
+      raise UserError(
+        f'config.model.detail = {self.detail} does not divide the patch of '
+        f'{self.patch} pixels; of {near} one does.'
+      )
     depth = self.shape.depth
     wrong = [n for n in self.features if not 1 <= n <= depth]
     if wrong or len(set(self.features)) < len(self.features):
@@ -136,10 +147,11 @@ class Segmenter(ViT, kw_only=True):
 
   def _scores(
     self, x: Float[Array, 'B N D'], *, train: bool
-  ) -> Float[Array, 'B N Y']:
-    """Of each patch."""
+  ) -> Float[Array, 'B N rrY']:
+    """Of each patch, `detail` squared times the classes."""
     if self.decoder == 'linear':
-      return Head(self.classes, self.head_bias, name='decoder')(x)
+      count = self.detail**2 * self.classes
+      return Head(count, self.head_bias, name='decoder')(x)
     width, heads = self.decoder_shape
     layer = Layer(
       heads=heads,
@@ -156,7 +168,12 @@ class Segmenter(ViT, kw_only=True):
       attention=self.attention,
     )
     return MaskTransformer(
-      self.classes, width, self.decoder_depth, layer, name='decoder'
+      self.classes,
+      self.detail,
+      width,
+      self.decoder_depth,
+      layer,
+      name='decoder',
     )(x, train=train)
 
   def _features(
@@ -201,7 +218,8 @@ class Segmenter(ViT, kw_only=True):
     x = self._norm(x, 'after')  # before or after a pooling that is not there
     size = images.shape[1:3]
     scores = self._scores(self._features(x, outputs), train=train)
-    scores = scores.reshape(len(images), *grid(size, self.patch), -1)
+    coarse = tuple(n * self.detail for n in grid(size, self.patch))
+    scores = unpatchify(scores, coarse, self.detail)
     logits = jax.image.resize(
       scores.astype(jnp.float32), (len(images), *size, self.classes), 'bilinear'
     )

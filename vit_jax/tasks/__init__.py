@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.reconstruction import Reconstruction
+from vit_jax.tasks.segmentation import Segmentation
 
 Batch = dict[str, jax.Array]
 Sums = tuple[jax.Array, jax.Array]  # (sum over examples, their total weight)
@@ -52,10 +53,12 @@ class Task(Protocol):
     ...
 
   # Optional: show(apply, params, batch) -> pictures (B, h, w, c) by name, for
-  # the panels that a run draws of its first split; see viz/panels.py.
+  # the panels that a run draws of its first split; see viz/panels.py. `masks`,
+  # True where labels are masks (B, h, w): it is given the classes' `names` too.
 
 
 TASKS = {
   'classification': Classification,
   'reconstruction': Reconstruction,
+  'segmentation': Segmentation,
 }
