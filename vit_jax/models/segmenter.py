@@ -1,6 +1,7 @@
 """A class for each pixel: a ViT, and a decoder of its patch tokens."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,11 @@ from vit_jax.models.encoder import Encoder, Layer
 from vit_jax.models.heads import Head, Pool
 from vit_jax.models.patches import grid, unpatchify
 from vit_jax.models.vit import CAPTURES, ViT
+from vit_jax.schema import keyword_fields
+
+
+# Fields of a ViT that say how one vector is made of the tokens.
+READING = ('pool', 'representation')
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -68,6 +74,17 @@ class MaskTransformer(nn.Module):
     scores = jnp.einsum('BND,BYD->BNY', patches, tokens, precision='highest')
     scores = LayerNorm(1e-5, jnp.float32, 'class_norm')(scores)
     return scores.reshape(b, n, -1)
+
+
+def trunk(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Of the fields of any ViT's weights those of its encoder.
+
+  How the tokens were read is left out; which tokens there are is not.
+  """
+  known = {'classes', *keyword_fields(ViT)}
+  model = ViT(**{k: v for k, v in fields.items() if k in known})
+  kept = {k: v for k, v in fields.items() if k not in READING}
+  return kept | {'cls_token': 'yes' if 'cls' in model.special else 'no'}
 
 
 class Segmenter(ViT, kw_only=True):
