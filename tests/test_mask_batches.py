@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.test_data import Local, as_process, equal, fetch, make
+from tests.test_mask_folder import matches, numbers, png, write
 from vit_jax import data, tasks
 from vit_jax.data import masks
 from vit_jax.data.sources import IGNORE
@@ -132,3 +133,22 @@ def test_the_task_has_to_fit_the_labels(small_config, monkeypatch):
   setup = Setup(small_config(data__name='digit_scenes:32', size='16'))
   label = setup.abstract_batch['label']
   assert label.shape == (32, 16, 16) and label.dtype == np.int32
+  with pytest.raises(UserError, match=r"labels of split 'test' are a class"):
+    setup.loader('test', data.open_split('digits', 'test'))
+
+
+def test_mixtures_of_masks(tmp_path):
+  write(tmp_path / 'a')
+  write(tmp_path / 'b')
+  one, two = (f'masks:{tmp_path / name}*0.5' for name in 'ab')
+  source = data.open_split(f'{one}+{two}', 'train')
+  assert source.masks and len(source) == 12 and matches(source)
+  texts = ('decode', 'resize', 'range(-1, 1)')
+  (batch,) = fetch(make(source, texts, channels=3).train(0, 1))
+  assert batch['label'].shape == (16, 8, 8)
+  for name in '012':
+    folder = tmp_path / 'c' / 'train' / name
+    folder.mkdir(parents=True)
+    (folder / '1.png').write_bytes(png(numbers(0)))
+  with pytest.raises(UserError, match='only one has masks'):
+    data.open_split(f'{one}+folder:{tmp_path / "c"}*0.5', 'train')

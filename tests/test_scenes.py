@@ -22,6 +22,9 @@ def test_scenes_are_functions_of_split_and_index():
   last = part[9]
   assert same(last, train[3009]) and last['key'] == train[3009]['key']
   assert same(last, part[9])
+  drawn = data.open_split('digit_scenes', 'train[3000:3010]', cache_mb=0)
+  assert drawn[9] is not drawn[9] and part[9] is part[9]
+  assert same(drawn[9], last)
   others = (train[3008], test[9], train[9])
   assert not any(same(last, other) for other in others)
   assert len({train.fingerprint, test.fingerprint, part.fingerprint}) == 3

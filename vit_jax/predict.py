@@ -47,6 +47,11 @@ def run(
   Raises:
     UserError: a file that is not an image, before any is predicted.
   """
+  if hasattr(setup.task, 'show'):
+    raise UserError(
+      f'a run of config.task.name = {setup.config.task.name!r} predicts no '
+      'classes: `vit_jax viz` draws what it makes of pictures.'
+    )
   images = read(setup, files)
   predict = jax.jit(setup.task.predict, static_argnums=0)
   for file, image in zip(files, images, strict=True):

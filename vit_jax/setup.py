@@ -168,7 +168,7 @@ class Setup:
     if hasattr(self, 'train_source'):
       _ = self.teacher  # is it there? Later, to look at a run, it need not be
 
-  def _check_labels(self, source: Source):
+  def _check_labels(self, source: Source, what: str):
     """Raises UserError unless the labels are what the task learns."""
     task, masks = self.config.task.name, getattr(source, 'masks', False)
     if masks == getattr(tasks.TASKS[task], 'masks', False):
@@ -181,12 +181,12 @@ class Setup:
     kinds = ('a class for each image', 'masks, a class for each pixel')
     raise UserError(
       f'config.task.name = {task!r} learns {kinds[not masks]}; the labels of '
-      f'config.data.name = {self.config.data.name!r} are {kinds[masks]}'
+      f'{what} are {kinds[masks]}'
       + (f': choose {" or ".join(fitting)}.' if fitting else '.')
     )
 
   def _info(self, source: Source) -> DataInfo:
-    self._check_labels(source)
+    self._check_labels(source, f'config.data.name = {self.config.data.name!r}')
     size = self.config.size or source.size
     size = (size, size) if isinstance(size, int) else size
     if min(size) < 1:
@@ -253,7 +253,7 @@ class Setup:
     data = self.config.data
     group = name if hasattr(data.get(name), 'ops') else 'test'
     field = f'config.data.{group}.ops'
-    self._check_labels(source)
+    self._check_labels(source, f'split {name!r}')
     if tuple(source.classes) != self.info.classes:
       raise UserError(f'split {name!r} has other classes than the training.')
     if source.channels > self.info.channels:

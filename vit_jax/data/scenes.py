@@ -92,14 +92,15 @@ class DigitScenes:
   larger scenes, by the area), turned, in greys of their own, the later ones on
   top; on a gradient with strokes, noise, and pieces of digits that are none.
   Those of 'train' (4,000 scenes) and of 'test' (500) are of the same splits of
-  `Digits`. A scene is a pure function of (split, index, SIDE).
+  `Digits`. A scene is a pure function of (split, index, SIDE); where all fit
+  `cache_mb` each is drawn once.
   """
 
   classes = ('background', *Digits.classes)
   channels = 1
   masks = True
 
-  def __init__(self, argument: str, split: str):
+  def __init__(self, argument: str, split: str, *, cache_mb: int = 512):
     side = argument or '64'
     if not side.isdecimal() or not 32 <= int(side) <= 1024:
       raise UserError(
@@ -117,6 +118,10 @@ class DigitScenes:
     records = [digits[i] for i in range(len(digits))]
     self._digits = [(_enlarged(r['image']), r['label']) for r in records]
     self._seed = place_of(f'digit_scenes {self._split} {side}')
+    size = 2 * self._side**2 * len(self)
+    self._kept: dict[int, Record] | None = (
+      {} if size <= cache_mb * 2**20 else None
+    )
     sha = hashlib.sha256(f'{self.size} {self._indices}'.encode())
     sha.update(digits.fingerprint.encode())
     for index in range(0, len(self), max(1, len(self) // 8)):
@@ -148,6 +153,13 @@ class DigitScenes:
 
   def __getitem__(self, index: int) -> Record:
     number = self._indices[index]
+    if self._kept is None:
+      return self._draw(number)
+    if number not in self._kept:
+      self._kept[number] = self._draw(number)
+    return self._kept[number]
+
+  def _draw(self, number: int) -> Record:
     rng = generator((self._seed, number))
     canvas = _ground(rng, self._side)
     area = self._side**2 / 64**2

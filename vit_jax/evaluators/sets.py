@@ -49,6 +49,7 @@ class _Relabelled:
     self._source, self.classes, self._labels = source, classes, labels
     self.size, self.channels = source.size, source.channels
     self.fingerprint = source.fingerprint
+    self.masks = getattr(source, 'masks', False)  # which the loader refuses
 
   def __len__(self) -> int:
     return len(self._source)

@@ -41,10 +41,10 @@ def draw(
   By the first process; all have to call it.
   """
   show = jax.jit(setup.task.show, static_argnums=0)
-  found = fetch(show(setup.apply, params, batch))
+  found = fetch(show(setup.apply, params, batch) | {'mask': batch['mask']})
   if not distributed.primary():
     return
-  kept = np.flatnonzero(fetch(batch['mask']))[:_EXAMPLES]
+  kept = np.flatnonzero(found.pop('mask'))[:_EXAMPLES]
   shown = {name: pixels(setup, images[kept]) for name, images in found.items()}
   if len({images.shape[-1] for images in shown.values()}) > 1:  # grey, RGB
     shown = {n: np.broadcast_to(x, (*x.shape[:3], 3)) for n, x in shown.items()}
