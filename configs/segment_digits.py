@@ -2,7 +2,7 @@
 
 Command:  python -m vit_jax train --config=configs/segment_digits.py --workdir=W
 Expected:
-Run here: 
+Run here:
 """
 
 from vit_jax import defaults

@@ -151,9 +151,8 @@ class Setup:
     task, known = tasks.TASKS[config.task.name], {}
     if getattr(task, 'masks', False):
       known['names'] = info.classes
-    self.task = task(
-      classes=len(info.classes), **known, **_fields(config.task)
-    )
+    self.task = task(classes=len(info.classes), **known, **_fields(config.task))
+    evaluators.check_labels('config.evaluators', config.evaluators, self.task)
     self.total = self.steps(config.total, 'config.total')
     if self.total < 1:
       raise UserError(f'config.total = {config.total!r}: no steps at all.')

@@ -16,7 +16,6 @@ from vit_jax.models.patches import grid, unpatchify
 from vit_jax.models.vit import CAPTURES, ViT
 from vit_jax.schema import keyword_fields
 
-
 # Fields of a ViT that say how one vector is made of the tokens.
 READING = ('pool', 'representation')
 
@@ -36,7 +35,7 @@ class MaskTransformer(nn.Module):
 
   Attributes:
     classes: Y.
-    detail: scores of a patch, to each side; their vectors are a projection each.
+    detail: scores of a patch, to each side; a projection for each.
     width: of its blocks.
     depth: number of its blocks.
     layer: of each block.
