@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from vit_jax.data import images, ops
-from vit_jax.evaluators.view import fetch, local_mesh
+from vit_jax.evaluators.view import local_mesh
 from vit_jax.weights.refit import refit
 
 _FIELD = 'config.data.test.ops'
@@ -126,7 +127,8 @@ class Segmenting:
     mesh = local_mesh()
     self._divided = NamedSharding(mesh, PartitionSpec('rows'))
     self._each = NamedSharding(mesh, PartitionSpec())
-    self._params = jax.device_put(fetch(params), self._each)
+    here = multihost_utils.process_allgather(params, tiled=True)
+    self._params = jax.device_put(here, self._each)
     self._batch = -(-_BATCH // mesh.size) * mesh.size
     self._at = functools.lru_cache(8)(self._resampled)
 

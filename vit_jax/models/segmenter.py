@@ -71,7 +71,7 @@ class MaskTransformer(nn.Module):
     patches = project(x[:, :n], 'patch_projection', self.detail**2)
     tokens = project(x[:, n:], 'class_projection', 1)
     scores = jnp.einsum('BND,BYD->BNY', patches, tokens, precision='highest')
-    scores = LayerNorm(1e-5, jnp.float32, 'class_norm')(scores)
+    scores = LayerNorm(1e-5, jnp.dtype('float32'), 'class_norm')(scores)
     return scores.reshape(b, n, -1)
 
 
