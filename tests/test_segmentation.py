@@ -13,7 +13,7 @@ from vit_jax import cli, evaluators, finetune, sharding, step, trees, weights
 from vit_jax import config as config_lib
 from vit_jax.data.sources import IGNORE
 from vit_jax.errors import UserError
-from vit_jax.evaluators import segmentation as evaluator
+from vit_jax.evaluators import pixels as evaluator
 from vit_jax.inspect_model import of_config
 from vit_jax.models import flops
 from vit_jax.models.segmenter import MaskTransformer, Segmenter
@@ -103,7 +103,7 @@ def as_task(logits, label, **fields):
 
 
 @pytest.mark.parametrize(
-  "fields", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.7), (0.1, 0.7)]
+  'fields', [(0.0, 0.0), (0.1, 0.0), (0.0, 0.7), (0.1, 0.7)]
 )
 def test_loss_is_numpys(pixels, fields):
   smoothing, dice = fields
@@ -303,8 +303,13 @@ def test_scores_are_where_their_patch_is(small):
     def _scores(self, x, *, train):
       return jnp.arange(6.0 * self.detail**2).reshape(1, 6, -1)
 
-  told = Told(**{f: getattr(model, f) for f in model.__dataclass_fields__
-                 if f not in ('parent', 'name')})
+  told = Told(
+    **{
+      f: getattr(model, f)
+      for f in model.__dataclass_fields__
+      if f not in ('parent', 'name')
+    }
+  )
   logits = told.apply(told.init(jax.random.key(0), images[:1]), images[:1])
   expected = jax.image.resize(x, (1, 8, 12, 1), 'bilinear')
   np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -596,7 +601,7 @@ def test_a_window_as_large_as_the_picture_is_the_whole(seen):
   setup, params = seen
   images = [picture(32, 32, i) for i in range(3)]
   given = [((x / 255) * 2 - 1).astype(np.float32) for x in images]
-  direct = np.asarray(setup.apply(params, np.stack(given)))
+  direct = np.asarray(setup.apply(params, jnp.stack(given)))
   slide, whole = (Segmenting(*seen, whole=way) for way in (False, True))
   for model in (slide, whole):
     for image, expected in zip(model.logits(given), direct, strict=True):
@@ -629,7 +634,7 @@ def test_windows_are_stitched(seen):
     total, count = np.zeros((*full.shape[:2], 11)), np.zeros(full.shape)
     for y in starts(full.shape[0], 32, 0.5):
       for x in starts(full.shape[1], 32, 0.5):
-        part = full[None, y : y + 32, x : x + 32]
+        part = jnp.asarray(full[None, y : y + 32, x : x + 32])
         total[y : y + 32, x : x + 32] += setup.apply(params, part)[0]
         count[y : y + 32, x : x + 32] += 1
     expected = (total / count)[:h, :w]
@@ -646,8 +651,9 @@ def test_the_evaluator(seen, tmp_path):
   with jax.set_mesh(setup.mesh):
     expected = evaluate(setup, loader, params)
   view = evaluators.View(setup, params, loader, tmp_path)
-  found = evaluators.run_all('x', ('segmentation', 'segmentation(whole=True)'),
-                             view)
+  found = evaluators.run_all(
+    'x', ('segmentation', 'segmentation(whole=True)'), view
+  )
   for prefix in ('slide', 'whole'):
     for name in ('miou', 'pixel_accuracy', 'iou_background', 'iou_3'):
       assert found[f'{prefix}_{name}'] == pytest.approx(expected[name])

@@ -13,8 +13,8 @@ import jax
 from vit_jax.errors import UserError
 from vit_jax.evaluators.calibration import classification
 from vit_jax.evaluators.neighbours import knn
+from vit_jax.evaluators.pixels import segmentation
 from vit_jax.evaluators.probes import fewshot, linear_probe
-from vit_jax.evaluators.segmentation import segmentation
 from vit_jax.evaluators.sets import imagenet_c, on, real
 from vit_jax.evaluators.view import View, local_mesh
 from vit_jax.schema import parse_call
