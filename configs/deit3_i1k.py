@@ -24,7 +24,7 @@ shares, in the source both are 1; stochastic depth rises from 0 in the first
 block, in the source all have the same; the loss is summed over the classes, not
 their mean, so that gradients, clipping and epsilon are 1000 times as large; the
 head starts at zero, and LAMB's trust ratio leaves it out. M (83.0) is not here.
-Without teacher.
+With a teacher: --config.task.teacher=FILE (docs/distillation.md).
 """
 
 from vit_jax import defaults

@@ -58,6 +58,10 @@ def _layers(config):
   config.recipe.update(batch_size=1024, total='100ep', scale='linear')
   config.recipe.devices = 32
 
+  # Of weights of `mae`, which leave it open.
+  config.model.pool = 'mean'
+  config.model.pool_norm = 'after'
+
   config.task.mixup = 0.8
   config.task.cutmix = 1.0
   config.task.label_smoothing = 0.1

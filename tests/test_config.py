@@ -6,7 +6,10 @@ import inspect
 import itertools
 import json
 import os
+import subprocess
+import sys
 import textwrap
+import tomllib
 
 import flax.linen as nn
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from vit_jax import config, data, sharding
 from vit_jax.defaults import RESUMABLE, Defaults, Mesh, Recipe
 from vit_jax.errors import UserError
+from vit_jax.models import MODELS
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
 
@@ -186,6 +190,7 @@ def test_a_further_split(file):
   assert loaded.data.val.to_dict() == {
     'split': 'train[1150:]',
     'ops': ('flip',),
+    'per_class': 0,
   }
 
 
@@ -389,6 +394,9 @@ def test_every_field_of_a_group_is_read(where, function):
     assert {'variant', 'depth', 'pool'} <= names  # it does find them
   if isinstance(function, type) and issubclass(function, nn.Module):
     assert names
+  for base in getattr(function, '__mro__', ())[1:]:  # read by its own code
+    if base in MODELS.values():
+      names -= set(keyword_fields(base))
   missing = unread(inspect.getsource(function), names)
   assert missing - ELSEWHERE == set(), where
 
@@ -454,3 +462,49 @@ def test_names_and_defaults_can_be_written_to_a_file():
   for table, _ in config.SECTIONS.values():
     assert all(name == name.lower() and ':' not in name for name in table)
   json.dumps(load().to_dict())
+
+
+# --- Where files are found ---
+
+
+def test_all_packages_are_installed(root):
+  settings = tomllib.loads((root / 'pyproject.toml').read_text())
+  listed = settings['tool']['setuptools']['packages']
+  files = (root / 'vit_jax').rglob('__init__.py')
+  found = {'.'.join(f.parent.relative_to(root).parts) for f in files}
+  assert set(listed) == found | {'vit_jax.configs', 'vit_jax.experiments'}
+
+
+def test_our_configs_are_found_from_anywhere(root, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config.find_file('-', 'configs/digits.py', 'configs').is_file()
+  assert config.find_file('-', 'experiments/seeds.py', 'experiments').is_file()
+  with pytest.raises(UserError, match="Did you mean 'configs/digits.py'"):
+    config.find_file('--config', 'configs/digit.py', 'configs')
+  with pytest.raises(UserError, match='no such file'):  # a user's own folder
+    config.find_file('--config', 'mine/digits.py', 'configs')
+  own = tmp_path / 'configs' / 'digits.py'
+  own.parent.mkdir()
+  own.touch()
+  assert config.find_file('-', 'configs/digits.py', 'configs').samefile(own)
+
+
+@pytest.mark.slow
+def test_a_wheel_has_its_configs(root, tmp_path):
+  pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
+  target = tmp_path / 'target'
+  command = [*pip, 'install', '--no-deps', f'--target={target}', str(root)]
+  subprocess.run(command, check=True)
+  script = (
+    'import vit_jax, sys; from vit_jax import cli; print(vit_jax.__file__); '
+    "sys.exit(cli.main(['inspect', '--config=configs/vit_s16_i1k.py']))"
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(target)},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  assert out.startswith(str(target)) and '22,122,472' in out

@@ -201,9 +201,8 @@ def test_the_command(run, tmp_path, capsys):
   assert cli.main(['viz', *flags, *pictures]) == 0
   assert capsys.readouterr().out.strip() == str(tmp_path / 'viz' / 'index.html')
   names = {p.stem for p in (tmp_path / 'viz').glob('*.png')}
-  assert names == {'attention_0', 'attention_1'} | set(inside.CAPTIONS) - {
-    'attention'
-  }
+  others = set(inside.CAPTIONS) - {'attention', 'panels'}
+  assert names == {'attention_0', 'attention_1'} | others
   html = (tmp_path / 'viz' / 'index.html').read_text()
   assert html.count('<img ') == 7 and not re.findall(r'src="(?!data:)', html)
   for path in (tmp_path / 'viz').glob('*.png'):

@@ -148,13 +148,29 @@ def _get_config(path: Path, argument: str | None) -> Mapping[str, Any]:
   return ml_collections.ConfigDict(result).to_dict()
 
 
-def check_file(flag: str, name: str, otherwise: str):
-  """Raises UserError, with the nearest name, if a flag's file is not there."""
-  path = Path(name)
-  if not path.is_file():
-    found = sorted([*path.parent.glob('*.py'), *path.parent.glob('*.json')])
-    found = found or sorted(Path(otherwise).glob('*.py'))
-    raise UserError(f'{flag}={name}: no such file.' + did_you_mean(name, found))
+def find_file(flag: str, name: str, folder: str) -> Path:
+  """A file of a flag: from here, or 'configs/NAME.py' as installed with us.
+
+  Args:
+    flag: for the message.
+    name: as given.
+    folder: 'configs' or 'experiments', where files of its kind are.
+
+  Raises:
+    UserError: it is not there; with the nearest name.
+  """
+  package = Path(__file__).parent  # beside it, in a clone
+  places = [Path(name), package / name, package.parent / name]
+  for path in places[: 3 if Path(name).parent == Path(folder) else 1]:
+    if path.is_file():
+      return path
+  beside = Path(name).parent
+  found = [*beside.glob('*.py'), *beside.glob('*.json')]
+  for place in (Path(folder), package / folder, package.parent / folder):
+    found = found or [Path(folder, p.name) for p in place.glob('*.py')]
+  raise UserError(
+    f'{flag}={name}: no such file.' + did_you_mean(name, sorted(found))
+  )
 
 
 def read(target: str) -> dict[str, Any]:
@@ -164,8 +180,7 @@ def read(target: str) -> dict[str, Any]:
     UserError: there is no such file, or it raises.
   """
   name, _, argument = target.partition(':')
-  path = Path(name)
-  check_file('--config', name, 'configs')
+  path = find_file('--config', name, 'configs')
   if path.suffix == '.json':
     try:
       return dict(json.loads(path.read_text()))

@@ -170,12 +170,12 @@ class Setup:
   def _check_labels(self, source: Source, what: str):
     """Raises UserError unless the labels are what the task learns."""
     task, masks = self.config.task.name, getattr(source, 'masks', False)
-    if masks == getattr(tasks.TASKS[task], 'masks', False):
+    if getattr(tasks.TASKS[task], 'masks', False) in (masks, None):
       return
     fitting = [
       repr(name)
       for name, other in tasks.TASKS.items()
-      if getattr(other, 'masks', False) == masks
+      if getattr(other, 'masks', False) is masks
     ]
     kinds = ('a class for each image', 'masks, a class for each pixel')
     raise UserError(

@@ -53,7 +53,7 @@ def check(field: str, texts: Sequence[str]) -> list[tuple[str, dict]]:
 
 def check_labels(field: str, texts: Sequence[str], task: Any):
   """Raises UserError for an evaluator that the task's labels are not for."""
-  masks = getattr(task, 'masks', False)
+  masks = bool(getattr(task, 'masks', False))
   for name, _ in check(field, texts):
     if (name in _OF_MASKS) != masks:
       fit = [n for n in EVALUATORS if (n in _OF_MASKS) == masks]

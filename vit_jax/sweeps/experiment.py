@@ -100,8 +100,8 @@ class Experiment:
       UserError: no such file; no CONFIG or sweep(); sweep() raises; or a point
         that sets what `overrides` set.
     """
+    path = config_lib.find_file('--experiment', str(path), 'experiments')
     self.path = path
-    config_lib.check_file('--experiment', str(path), 'experiments')
     module = config_lib.run_file(path)
     self.question = (module.__doc__ or '').strip().partition('\n')[0]
     self._target = self._config_of(module)

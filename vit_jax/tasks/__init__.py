@@ -52,9 +52,9 @@ class Task(Protocol):
     """What `predict` shows for images (B, h, w, c)."""
     ...
 
-  # Optional: show(apply, params, batch) -> pictures (B, h, w, c) by name, for
-  # the panels that a run draws of its first split; see viz/panels.py. `masks`,
-  # True where labels are masks (B, h, w): it is given the classes' `names` too.
+  # Optional. masks: whether labels are masks, a class for each pixel, and the
+  # task is told the `names` of the classes; None: they are not used. show(apply, params, batch) -> pictures (B, h, w, c) by
+  # name, for the panels that a run draws of its first split (viz/panels.py).
 
 
 TASKS = {

@@ -27,6 +27,7 @@ class Reconstruction:
   """
 
   models = ('mae',)
+  masks = None  # labels are not used, of whatever kind
   metrics = ('r2', 'loss')
   best = 'r2'
 
