@@ -52,9 +52,10 @@ class Task(Protocol):
     """What `predict` shows for images (B, h, w, c)."""
     ...
 
-  # Optional. masks: whether labels are masks, a class for each pixel, and the
-  # task is told the `names` of the classes; None: they are not used. show(apply, params, batch) -> pictures (B, h, w, c) by
-  # name, for the panels that a run draws of its first split (viz/panels.py).
+  # Optional. masks: whether labels are masks, a class for each pixel (the task
+  # is then told the classes' `names`); None: they are not used. show(apply,
+  # params, batch) -> pictures (B, h, w, c), or classes (B, h, w), by name, for
+  # the panels that a run draws of its first split (viz/panels.py).
 
 
 TASKS = {
