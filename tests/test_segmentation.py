@@ -605,7 +605,7 @@ def test_a_window_as_large_as_the_picture_is_the_whole(seen):
   slide, whole = (Segmenting(*seen, whole=way) for way in (False, True))
   for model in (slide, whole):
     for image, expected in zip(model.logits(given), direct, strict=True):
-      np.testing.assert_allclose(image, expected, atol=1e-5)
+      np.testing.assert_allclose(image, expected, atol=1e-3)
   pairs = [(image, 'x') for image in images]
   for mask, expected in zip(slide.classes(pairs), direct, strict=True):
     np.testing.assert_array_equal(mask, expected.argmax(-1))
@@ -638,7 +638,7 @@ def test_windows_are_stitched(seen):
         total[y : y + 32, x : x + 32] += setup.apply(params, part)[0]
         count[y : y + 32, x : x + 32] += 1
     expected = (total / count)[:h, :w]
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
 def test_the_evaluator(seen, tmp_path):

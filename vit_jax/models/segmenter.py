@@ -194,7 +194,7 @@ class Segmenter(ViT, kw_only=True):
 
   def _features(
     self, x: Float[Array, 'B N D'], outputs: dict
-  ) -> Float[Array, 'B N F']:
+  ) -> Float[Array, 'B n F']:
     """Of the patches, side by side; the last block's are `x`.
 
     Others are normalised without a scale: the decoder's first layer has one.
