@@ -234,7 +234,7 @@ def _parameters(
   def put(name, array):
     # Of weights that pool, a model that does not has no use for these.
     unused = name not in names and name.split('/')[0] in READING
-    return array if unused else place(name, array)
+    return jnp.asarray(array) if unused else place(name, array)
 
   if not new and known != classes:
     raise UserError(
