@@ -9,23 +9,17 @@ arrays; the others: arrays in memory). Peers (none is needed):
   pip install torch==2.13.0 tensorflow-cpu grain
 """
 
-import multiprocessing
+import functools
 import os
-import statistics
-import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from benchmarks import peers
-from vit_jax.workdir import provenance_of_code
+from benchmarks import measure, peers
 
 _DROPPED = 6  # batches at the head of a round: made while others ran
 GOALS = (
@@ -72,98 +66,51 @@ def make_pictures(folder: Path, count: int) -> float:
   return size / count / 1000
 
 
-def _serve(name: str, folder: str, batches: int, pipe: Any):
-  """A peer's process: a round for each message, until None comes."""
-  try:
-    measure = peers.PEERS[name](Path(folder))
-    pipe.send('ready')
-    while pipe.recv():
-      pipe.send(measure(_DROPPED, batches))
-  except EOFError:
-    pass
-  except Exception:
-    traceback.print_exc()
-  finally:
-    sys.stderr.flush()
-    os._exit(0)  # some frameworks' threads outlive the iterator
-
-
-def measure(
-  folder: Path, rounds: int, batches: int
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-  """Images a second of each peer and round; why others were left out."""
-  context = multiprocessing.get_context('spawn')
-  pipes, rates, missing = {}, {}, {}
-  for name in peers.PEERS:
-    reason = peers.missing(name)
-    if reason:
-      missing[name] = reason
-      continue
-    pipes[name], there = context.Pipe()
-    # Not daemonic: a peer may have worker processes. It ends with its pipe.
-    context.Process(
-      target=_serve, args=(name, str(folder), batches, there)
-    ).start()
-    there.close()
-    pipes[name].recv()  # ready
-    rates[name] = []
-  for number in track(range(rounds + 1), 'measuring', transient=True):
-    for name in list(pipes):
-      try:
-        pipes[name].send(True)
-        rate = pipes[name].recv()
-      except (EOFError, OSError):
-        missing[name] = 'its process died'
-        del pipes[name], rates[name]
-        continue
-      rates[name] += [rate] if number else []  # the first one warms up
-  for pipe in pipes.values():
-    pipe.close()
-  return rates, missing
+def _side(folder: Path, batches: int, name: str):
+  """A peer, as measure.in_turn has it."""
+  once = peers.PEERS[name](folder)
+  return lambda: once(_DROPPED, batches), None
 
 
 def run(images: int, rounds: int, batches: int) -> dict[str, Any]:
-  """Makes the pictures, measures, prints the tables; what to write as JSON."""
+  """Makes the pictures and measures; the record."""
   load = os.getloadavg()[0]
+  absent = {name: peers.missing(name) for name in peers.PEERS}
+  names = [name for name, why in absent.items() if not why]
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     kilobytes = make_pictures(folder, images)
     agree = peers.agreement(folder)
-    rates, missing = measure(folder, rounds, batches)
-  medians = {name: statistics.median(values) for name, values in rates.items()}
-  console = Console(highlight=False)
-  table = Table('', 'images/s', 'least', 'most', 'ours / it')
-  for name, values in rates.items():
-    table.add_row(
-      name,
-      *(f'{x:,.0f}' for x in (medians[name], min(values), max(values))),
-      f'{medians["ours"] / medians[name]:.2f}',
-    )
-  for name, reason in missing.items():
-    table.add_row(name, reason)
-  console.print(
-    f'{images} JPEGs of {kilobytes:.0f} kB, batches of {peers.BATCH}, medians '
-    f'of {rounds} rounds; load before {load:.2f}, {os.cpu_count()} CPUs'
-  )
-  console.print(table)
-  goals = {}
-  for one, other, goal in GOALS:
-    if one in medians and other in medians:
-      ratio = medians[one] / medians[other]
-      goals[f'{one} / {other}'] = {'ratio': round(ratio, 3), 'goal': goal}
-      met = 'met' if ratio >= goal else 'NOT met'
-      console.print(f'{one} / {other}: {ratio:.2f}, goal {goal}: {met}')
-  for name, levels in agree.items():
-    console.print(f'{name} differs from Pillow by {levels:.2f} levels of 255')
-  return {
-    'benchmark': 'input',
-    **provenance_of_code(),
-    'cpu': peers.cpu(),
-    'load': load,
-    'kilobytes': kilobytes,
-    'rates': medians,
-    'rounds': rates,
-    'goals': goals,
-    'levels_from_pillow': agree,
-    'missing': missing,
+    side = functools.partial(_side, folder, batches)
+    found, died = measure.in_turn(side, names, rounds)
+  rates = {name: measure.median(values) for name, values in found.items()}
+  rows = [
+    (name, rates[name], min(values), max(values), rates['ours'] / rates[name])
+    for name, values in found.items()
+  ]
+  missing = {n: why for n, why in (absent | died).items() if why}
+  rows += [(name, why, '', '', '') for name, why in missing.items()]
+  columns = ('', 'images/s', 'least', 'most', 'ours / it')
+  levels = ((name, value) for name, value in agree.items())
+  goals = {
+    f'{one} / {other}': measure.goal(rates[one] / rates[other], least=least)
+    for one, other, least in GOALS
+    if one in rates and other in rates
   }
+  return measure.record(
+    'input',
+    load=load,
+    about=f'{images} JPEGs of {kilobytes:.0f} kB, batches of {peers.BATCH}, '
+    f'medians of {rounds} rounds',
+    rates=rates,
+    tables={
+      'Input': measure.table(columns, rows),
+      'Difference from Pillow, levels of 255': measure.table(
+        ('', 'mean'), levels
+      ),
+    },
+    goals=goals,
+    kilobytes=kilobytes,
+    rounds=found,
+    missing=missing,
+  )

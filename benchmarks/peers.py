@@ -260,11 +260,3 @@ def agreement(folder: Path) -> dict[str, float]:
     name: float(np.abs(image.astype(np.float32) - wanted).mean())
     for name, image in found.items()
   }
-
-
-def cpu() -> str:
-  """The processor's name."""
-  path = Path('/proc/cpuinfo')
-  lines = path.read_text().splitlines() if path.exists() else []
-  names = [line.split(': ')[1] for line in lines if 'model name' in line]
-  return f'{len(names)} x {names[0]}' if names else 'unknown'

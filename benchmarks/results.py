@@ -18,7 +18,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import mnist
-from benchmarks.peers import cpu
+from benchmarks.measure import cpu
 from vit_jax.workdir import read_json, write_json
 from vit_jax.writers import read_metrics
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import input as input_benchmark
-from benchmarks import mnist, peers, results
+from benchmarks import measure, mnist, peers, results
 from tests import torch_reference
 from tests.conftest import ROOT
 
@@ -146,3 +146,57 @@ def test_the_loop_of_timm_has_the_same_model(tmp_path):
     }
     net.load_state_dict(own)
     assert np.allclose(net(pictures).numpy(), expected, atol=1e-4)
+
+
+def a_record(value):
+  made = {'Speed': measure.table(('', 'images/s'), [('ours', value)])}
+  goals = {'ours / theirs': measure.goal(value / 100, least=1.0)}
+  return measure.record(
+    'step', load=0.5, about='a test', rates={'ours': value}, tables=made
+  ) | {'goals': goals}
+
+
+def test_tables_of_a_page(tmp_path):
+  """Between its marks and nowhere else, again and again the same."""
+  page, file = tmp_path / 'page.md', tmp_path / 'all.json'
+  marks = '<!-- benchmarks step -->\n{}<!-- end -->'
+  page.write_text(f'before\n{marks.format("old ")}\nafter')
+  for value, met in ((90.0, '**not met**'), (150.0, 'met')):
+    file.write_text(json.dumps({'step': a_record(value)}))
+    for _ in range(2):
+      assert benchmarks.main(['render', str(file), str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith('before\n<!-- benchmarks step -->\n\na test. ')
+    assert text.endswith('<!-- end -->\nafter') and 'old' not in text
+    assert f'| ours | {value:.3g} |' in text and f'| {met} |' in text
+    assert text.count('| ours |') == 1
+  file.write_text(json.dumps({'other': a_record(1.0)}))
+  assert benchmarks.main(['render', str(file), str(page)]) == 2
+
+
+def side(name):
+  """A side of `in_turn`: counts its rounds; 'dies' in the second."""
+  rounds = []
+
+  def once():
+    rounds.append(0)
+    if name == 'dies' and len(rounds) > 1:
+      raise RuntimeError('on purpose')
+    return {'rate': float(len(rounds))}
+
+  return once, f'facts of {name}'
+
+
+def test_sides_take_turns(capfd):
+  seen = {}
+  found, died = measure.in_turn(side, ['one', 'dies'], 3, seen.update)
+  assert seen == {name: f'facts of {name}' for name in ('one', 'dies')}
+  assert found == {'one': [{'rate': r} for r in (2.0, 3.0, 4.0)]}
+  assert died == {'dies': 'its process died'}
+  assert measure.median(found['one']) == {'rate': 3.0}
+  assert 'on purpose' in capfd.readouterr().err
+
+
+def test_goals():
+  assert measure.goal(1.2, least=1.0)['met']
+  assert not measure.goal(1.2, most=1.0)['met']

@@ -21,6 +21,7 @@ PAGES = [
   'docs/weights.md',
   'docs/data.md',
   'docs/scaling.md',
+  'docs/performance.md',
   'docs/launch.md',
   'docs/recipes.md',
 ]

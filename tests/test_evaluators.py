@@ -220,6 +220,12 @@ def test_the_command(run, capsys, tmp_path):
   assert result['on_digits'] == pytest.approx(result['accuracy'])
   assert result['linear_probe'] > result['fewshot_3'] > 0.2
   assert (tmp_path / 'p' / 'reliability.png').exists()
+  kept = {p.stem: dict(np.load(p)) for p in tmp_path.rglob('*.npz')}
+  assert kept.keys() == {'knn_5', 'fewshot_3', 'linear_probe', 'on_digits'}
+  for name, rows in kept.items():  # each example, once
+    assert rows['record'].tolist() == list(range(360))
+    share = (rows['prediction'] == rows['label']).mean()
+    assert share == pytest.approx(result[name])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,12 @@ from vit_jax import config as config_lib
 from vit_jax import sharding, workdir
 from vit_jax.errors import UserError
 from vit_jax.models import kernels
-from vit_jax.models.attention import dot_product_attention
+from vit_jax.models.attention import (
+  _attend,
+  _attend_backward,
+  attend,
+  dot_product_attention,
+)
 from vit_jax.models.vit import ViT
 from vit_jax.setup import Setup
 from vit_jax.weights import export
@@ -80,6 +85,46 @@ def test_splash_is_attention(n, heads, width, dtype, monkeypatch):
     monkeypatch.setattr(splash_attention, 'SegmentIds', lambda *ids: None)
     wrong = both(interpreted)(*inputs)
     assert furthest(wrong, expected) > 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+  'n, heads, width, dtype',
+  [
+    (197, 2, 64, 'bfloat16'),  # heads side by side; no multiple of anything
+    (20, 4, 32, 'float32'),
+    (5, 1, 256, 'float32'),
+  ],
+)
+def test_short_is_attention(n, heads, width, dtype):
+  inputs = arrays(3, n, heads, width, dtype)
+  expected = both(xla)(*inputs)
+  got = both(functools.partial(kernels.short, interpret=True))(*inputs)
+  assert all(x.dtype == dtype and x.shape == inputs[0].shape for x in got)
+  assert furthest(got, expected) < TOLERANCE[dtype]
+  # Controls: as if heads saw their neighbours, and images each other's.
+  for axis in (0, 2)[: 1 + (heads > 1)]:
+    moved = [inputs[0], jnp.roll(inputs[1], 1, axis), *inputs[2:]]
+    wrong = both(functools.partial(kernels.short, interpret=True))(*moved)
+    assert furthest(wrong, expected) > 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_our_gradient_is_the_softmax_s(dtype):
+  """Written out: as what JAX makes of the same lines."""
+  inputs = arrays(2, 33, 3, 16, dtype)
+  expected = both(xla)(*inputs)
+  assert furthest(both(attend)(*inputs), expected) < TOLERANCE[dtype]
+
+  def without_mean(kept, dy):  # the control: a softmax that is not normalised
+    query, key, value, y, weights = kept
+    return _attend_backward((query, key, value, 0 * y, weights), dy)
+
+  attend.defvjp(_attend, without_mean)
+  try:
+    wrong = both(attend)(*inputs)
+  finally:
+    attend.defvjp(_attend, _attend_backward)
+  assert furthest(wrong, expected) > 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +188,7 @@ def splashed(monkeypatch):
     return interpreted(*qkv)
 
   monkeypatch.setitem(kernels.KERNELS, 'splash', kernel)
-  monkeypatch.setattr(kernels, '_platform', lambda: 'tpu')
+  monkeypatch.setattr(kernels, 'platform', lambda: 'tpu')
   return calls
 
 
@@ -214,15 +259,21 @@ def gpus(monkeypatch):
     ('gpu', 'float32', 64, 197, 'xla', "'bfloat16', not 'float32'"),
     ('gpu', 'bfloat16', 60, 197, 'xla', 'multiple of 8, at most 128, not 60'),
     ('gpu', 'bfloat16', 136, 197, 'xla', 'at most 128, not 136'),
-    ('tpu', 'bfloat16', 64, 197, 'xla', ''),
-    ('tpu', 'bfloat16', 64, 511, 'xla', ''),
-    ('tpu', 'bfloat16', 64, 512, 'splash', ''),
+    ('tpu', 'bfloat16', 64, 197, 'short', ''),
+    ('tpu', 'bfloat16', 64, 640, 'short', ''),
+    ('tpu', 'bfloat16', 64, 641, 'splash', ''),
+    ('tpu', 'bfloat16', 128, 197, 'short', ''),
+    ('tpu', 'bfloat16', 72, 511, 'xla', ''),  # 72 does not divide 128
+    ('tpu', 'bfloat16', 72, 512, 'splash', ''),
+    ('tpu', 'bfloat16', 32, 197, 'xla', ''),  # 6 x 32 are not whole 128
+    ('tpu', 'float32', 64, 197, 'xla', ''),
+    ('tpu', 'float32', 64, 577, 'splash', ''),
     ('tpu', 'float32', 72, 577, 'splash', ''),
     ('tpu', 'bfloat16', 264, 577, 'xla', 'at most 256, not 264'),
   ],
 )
 def test_auto(platform, dtype, width, tokens, kernel, why, gpus):
-  chosen, reason = kernels.choose('auto', platform, dtype, width, tokens)
+  chosen, reason = kernels.choose('auto', platform, dtype, width, tokens, 6)
   assert chosen == kernel
   assert why in reason and bool(why) == bool(reason)
 
@@ -234,6 +285,8 @@ def test_auto(platform, dtype, width, tokens, kernel, why, gpus):
     ('xla', 'gpu', 'xla', ''),
     ('cudnn', 'gpu', 'cudnn', ''),
     ('splash', 'tpu', 'splash', ''),  # however short
+    ('short', 'tpu', 'short', ''),
+    ('short', 'gpu', 'xla', 'short is for TPUs, this is a gpu'),
     ('cudnn', 'cpu', 'xla', 'cudnn is for GPUs, this is a cpu'),
     ('cudnn', 'tpu', 'xla', 'cudnn is for GPUs, this is a tpu'),
     ('splash', 'cpu', 'xla', 'splash is for TPUs, this is a cpu'),
@@ -241,12 +294,13 @@ def test_auto(platform, dtype, width, tokens, kernel, why, gpus):
   ],
 )
 def test_what_is_asked_for(asked, platform, kernel, why, gpus):
-  assert kernels.choose(asked, platform, 'bfloat16', 64, 197) == (kernel, why)
+  chosen = kernels.choose(asked, platform, 'bfloat16', 64, 197, 6)
+  assert chosen == (kernel, why)
 
 
 def test_without_cudnn():
   """Here there is none, and jax says so."""
-  chosen = kernels.choose('auto', 'gpu', 'bfloat16', 64, 197)
+  chosen = kernels.choose('auto', 'gpu', 'bfloat16', 64, 197, 6)
   assert chosen == ('xla', 'cuDNN is not detected')
 
 

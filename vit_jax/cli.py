@@ -67,6 +67,7 @@ def _launch(args: argparse.Namespace) -> int:
   Setup(config)
   workdir.check_resumable(args.workdir, config)
   argv = ['train', f'--config={args.config}', f'--workdir={args.workdir}']
+  argv += [f'--profile={args.profile}'] if args.profile else []
   argv += ['--distributed', f'--peer_timeout={args.peer_timeout}']
   argv += [f'--config.{path}={value}' for path, value in args.overrides]
   print(slurm.submit(args, tuple(argv)))
@@ -82,8 +83,9 @@ def _refuse_slurm(args: argparse.Namespace):
 
 
 def _train(args: argparse.Namespace) -> int:
-  from vit_jax import distributed, train
+  from vit_jax import distributed, profile, train
 
+  window = profile.parse(args.profile) if args.profile else profile.NONE
   if args.peer_timeout < 1:
     raise UserError(f'--peer_timeout={args.peer_timeout:g}: at least 1 second.')
   if args.launch:
@@ -92,9 +94,9 @@ def _train(args: argparse.Namespace) -> int:
   config = _load_config(args)
   where = (args.coordinator, args.processes, args.process)
   if not args.distributed and where == ('', 0, -1):
-    return train.run(config, args.workdir, args.stop)
+    return train.run(config, args.workdir, args.stop, window)
   with distributed.joined(*where, args.peer_timeout, args.stop):
-    return train.run(config, args.workdir, args.stop)
+    return train.run(config, args.workdir, args.stop, window)
 
 
 def _sweep(args: argparse.Namespace) -> int:

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, distributed
+from vit_jax import checkpoint
 from vit_jax import config as config_lib
 from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
 from vit_jax.evaluators import View, check_labels, run_all
-from vit_jax.evaluators.view import check_skipped, collect
+from vit_jax.evaluators.view import check_skipped, collect, write_rows
 from vit_jax.setup import Setup
 from vit_jax.workdir import read_data_info, read_json
 
@@ -44,7 +44,7 @@ def evaluate(
     return values
 
   if keep:
-    _write(keep, collect(loader, step))
+    write_rows(keep, collect(loader, step))
   else:
     for batch in loader.evaluate():
       step(batch)
@@ -63,17 +63,6 @@ def evaluate(
 def predictions(workdir: Path, split: str) -> Path:
   """Where a run keeps what its examples have."""
   return workdir / 'predictions' / f'{split}.npz'
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]):
-  """By one process, whole."""
-  if not distributed.primary():
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}')
-  with open(temporary, 'wb') as file:
-    np.savez(file, **arrays)
-  temporary.replace(path)
 
 
 def load_run(

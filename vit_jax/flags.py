@@ -84,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
     metavar='DIR',
     help='where the run lives',
   )
+  train.add_argument(
+    '--profile',
+    default='',
+    metavar='FIRST:LAST',
+    help='a trace of these steps, and a table of their operations, in '
+    'DIR/profile',
+  )
   _distributed_flags(train)
   _launch_flags(train)
   _sweep_flags(add('sweep', 'many runs of one question'))

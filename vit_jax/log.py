@@ -9,6 +9,7 @@ import jax
 from vit_jax.errors import UserError
 from vit_jax.rollback import NotFinite
 from vit_jax.setup import Setup
+from vit_jax.speed import Utilization
 from vit_jax.writers import Terminal, Writers
 
 _FEW = 1000  # examples, below which a rate of skipped ones says little
@@ -39,6 +40,7 @@ class Log:
   ):
     self._setup, self._writers, self._terminal = setup, writers, terminal
     self._cadence = Cadence(setup, 'log_every')
+    self._utilization = Utilization(setup)
     self._pending: tuple[int, Any] | None = None
     self._begun, self._since = begun, time.perf_counter()
     self._before = writers.elapsed
@@ -81,9 +83,11 @@ class Log:
     images = self._steps * self._setup.config.batch_size
     line = {f'train/{name}': value for name, value in values.items()} | {
       'time/images_per_second': images / seconds,
+      'time/training': seconds,
       'time/input_wait': self._waited / max(1, self._steps),
       'time/elapsed': self.elapsed,
     }
+    line |= self._utilization.of(self._steps, seconds)
     if self.skipped:
       line['train/skipped'] = self.skipped
     if self._rollbacks:
@@ -95,6 +99,10 @@ class Log:
     left = (self._setup.total - step) * seconds / max(1, self._steps)
     self._terminal.advance(step, line, left)
     self.restart_clock()
+
+  def saved(self, step: int, seconds: float):
+    """Training waited so long for a checkpoint."""
+    self._writers.write(step, {'time/checkpoint': seconds})
 
   def say(self, text: str):
     """A line that stays."""

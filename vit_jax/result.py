@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import distributed, trees, workdir
+from vit_jax import distributed, speed, trees, workdir
 from vit_jax.evaluate import predictions
 from vit_jax.setup import Setup
 from vit_jax.viz.curves import draw_curves
@@ -57,6 +57,7 @@ def finish(
     'best': best,
     'steps': setup.total,
     'seconds': round(seconds, 2),
+    'time': speed.sums(lines, setup.config.batch_size),
     'parameters': trees.count(state.params),
     'parameters_sha256': trees.digest(state.params),
   }

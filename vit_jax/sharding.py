@@ -100,6 +100,11 @@ def constrain(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def ways(axis: str) -> int:
+  """In how many parts the mesh that is set divides an axis of it."""
+  return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+
+
 def heads_spec(shape: tuple[int, ...]) -> PartitionSpec | None:
   """How an array (B, N, H, K) is divided where a mesh is set, or None.
 

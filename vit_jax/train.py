@@ -30,6 +30,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, predictions
 from vit_jax.evaluators import View, run_all
 from vit_jax.log import Cadence, Log
+from vit_jax.profile import NONE, Profile, Window
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
 from vit_jax.viz import panels
@@ -50,6 +51,7 @@ def run(
   config: ml_collections.FrozenConfigDict,
   path: Path,
   stop: Stop | None = None,
+  window: Window = NONE,
 ) -> int:
   """Trains, or goes on with, the run in the workdir `path`.
 
@@ -57,6 +59,7 @@ def run(
     config: complete, from config.load.
     path: the workdir.
     stop: asks the loop to save and leave; None: nothing does.
+    window: of steps to profile.
 
   Returns:
     The exit code: FINISHED, or INTERRUPTED by a signal and saved.
@@ -77,7 +80,7 @@ def run(
   with workdir.locked(path) if primary else contextlib.nullcontext():
     workdir.check_resumable(path, config)
     try:
-      return _run(setup, path, stop or Stop(), begun)
+      return _run(setup, path, stop or Stop(), begun, window)
     except UserError:
       raise
     except Exception as error:
@@ -91,7 +94,9 @@ def run(
       ) from error
 
 
-def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
+def _run(
+  setup: Setup, path: Path, stop: Stop, begun: float, window: Window
+) -> int:
   done = workdir.read_json(path / 'result.json')
   if done and done['steps'] >= setup.total:
     terminal = Terminal(setup.total, setup.total, distributed.primary())
@@ -113,10 +118,10 @@ def _run(setup: Setup, path: Path, stop: Stop, begun: float) -> int:
     )
   windows, failed = rollback.read(path), None
   with jax.set_mesh(setup.mesh):
-    parts = (setup, path, stop, begun, batches, evaluations, windows)
+    parts = (setup, path, stop, begun, window, batches, evaluations)
     while True:
       try:
-        return _loop(*parts, failed)
+        return _loop(*parts, windows, failed)
       except rollback.NotFinite as error:
         failed = error.step
         rollback.check(windows, failed, setup.config.max_rollbacks)
@@ -166,12 +171,12 @@ def _restore(setup, path, checkpoints):
 
 
 def _loop(
-  setup, path, stop, begun, batches, evaluations, windows, failed
+  setup, path, stop, begun, window, batches, evaluations, windows, failed
 ) -> int:
   """From the last checkpoint to the end, a signal, or a step to go back from.
 
   Args:
-    setup, path, stop, begun: as in `run`.
+    setup, path, stop, begun, window: as in `run`.
     batches, evaluations: loaders.
     windows: of data to leave out; grows by one if `failed`.
     failed: the step that was not finite, if the run goes back for it.
@@ -201,6 +206,7 @@ def _loop(
   evaluation, save = Cadence(setup, 'eval_every'), Cadence(setup, 'save_every')
   log = Log(setup, writers, terminal, begun, len(windows))
   number = functools.partial(rollback.batch_number, windows=windows)
+  profile = Profile(window if primary else NONE, path, start)
   stream = batches.train(start, setup.total, number)
   record = _best_before(setup, writers)
   try:
@@ -208,6 +214,7 @@ def _loop(
       waiting = time.perf_counter()
       batch = next(stream)
       waited = time.perf_counter() - waiting
+      profile.before(step, state)
       state, metrics = setup.train_step(state, batch, given)
       stop.armed = True  # from here on there is something to save
       if many:  # all have to learn of a signal after the same step
@@ -215,6 +222,10 @@ def _loop(
         metrics |= {'asked': asked}
       log.step(step, metrics, waited)
       if step == start + 1:  # it compiled
+        log.restart_clock()
+      if profile.ends(step):
+        log.flush()
+        log.say(profile.write(state))
         log.restart_clock()
       stopping = log.asked if many else bool(stop.requested)
       best, improved = None, False
@@ -229,7 +240,9 @@ def _loop(
       if save.due(step) or improved or stopping:
         log.flush()
         writers.sync()  # a checkpoint's metrics are on disk before it is
+        saving = time.perf_counter()
         checkpoints.save(state, best)
+        log.saved(step, time.perf_counter() - saving)
         log.restart_clock()
       if stopping and step < setup.total:
         checkpoints.wait()
@@ -247,6 +260,7 @@ def _loop(
     result.report(path, finished, terminal)
     return FINISHED
   finally:
+    profile.close()
     stream.close()
     terminal.close()
     writers.close()

@@ -89,4 +89,5 @@ def knn(
   features, truth = view.features
   found = neighbours(features, train, labels, k)
   predicted = vote(*found, len(view.setup.info.classes), temperature)
+  view.keep(f'knn_{k}', label=truth, prediction=predicted)
   return {f'knn_{k}': float((predicted == truth).mean())}

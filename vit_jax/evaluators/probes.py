@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax.data.context import Amount, Pixels
 from vit_jax.data.order import hash64, shuffle
 from vit_jax.errors import UserError
-from vit_jax.evaluators.view import View
+from vit_jax.evaluators.view import View, local_mesh
 
 PENALTIES = 2.0 ** np.arange(-10, 21)  # that fewshot chooses from
 RATES = tuple(float(f'{r:.3g}') for r in np.logspace(-3, 1, 9))
@@ -87,8 +88,9 @@ def fewshot(view: View, shots: Pixels = 10, seed: int = 0) -> dict[str, float]:
   targets = 2.0 * np.eye(classes)[labels[rows]] - 1
   weights, bias, _ = ridge(train, targets, PENALTIES)
   predicted = (test @ weights + bias).argmax(1)
-  accuracy = float((predicted == view.features[1]).mean())
-  return {f'fewshot_{shots}': accuracy}
+  truth = view.features[1]
+  view.keep(f'fewshot_{shots}', label=truth, prediction=predicted)
+  return {f'fewshot_{shots}': float((predicted == truth).mean())}
 
 
 def train_heads(
@@ -104,7 +106,8 @@ def train_heads(
   """Heads (R, D + 1, Y), one a rate, all trained in one pass over the batches.
 
   SGD with momentum 0.9 and a cosine from the rate to 0, on the mean
-  cross-entropy plus decay / 2 |W|^2 (the bias is the last row).
+  cross-entropy plus decay / 2 |W|^2 (the bias is the last row). A batch is
+  divided over this host's devices, if they divide it.
   """
   x = np.concatenate([x, np.ones((len(x), 1))], 1).astype(np.float32)
   batch = min(batch, len(x))
@@ -126,6 +129,9 @@ def train_heads(
     momentum = 0.9 * momentum + jax.grad(loss)(heads, images, labels)
     return heads - cosine(number) * rate * momentum, momentum
 
+  mesh = local_mesh()
+  even = PartitionSpec() if batch % mesh.size else PartitionSpec('rows')
+  divided = NamedSharding(mesh, even)
   heads = jnp.zeros((len(rates), x.shape[1], classes))
   momentum = jnp.zeros_like(heads)
   for epoch in range(epochs):
@@ -133,14 +139,19 @@ def train_heads(
     for i in range(per_epoch):
       rows = order[i * batch : (i + 1) * batch]
       number = epoch * per_epoch + i
-      heads, momentum = step(heads, momentum, x[rows], y[rows], number)
+      images, labels = jax.device_put((x[rows], y[rows]), divided)
+      heads, momentum = step(heads, momentum, images, labels, number)
   return np.asarray(heads)
+
+
+def answers(head: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """What a head says of features, (n,)."""
+  return (x @ head[:-1] + head[-1]).argmax(-1)
 
 
 def scores(heads: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
   """Accuracy (R,) of heads on features."""
-  said = [(x @ head[:-1] + head[-1]).argmax(-1) for head in heads]
-  return np.array([(labels == y).mean() for labels in said])
+  return np.array([(answers(head, x) == y).mean() for head in heads])
 
 
 def linear_probe(
@@ -180,8 +191,9 @@ def linear_probe(
     decay=decay,
   )
   best = int(scores(heads, train[held], labels[held]).argmax())
-  accuracy = scores(heads[best : best + 1], test, view.features[1])[0]
+  predicted, truth = answers(heads[best], test), view.features[1]
+  view.keep('linear_probe', label=truth, prediction=predicted)
   return {
-    'linear_probe': float(accuracy),
+    'linear_probe': float((predicted == truth).mean()),
     'linear_probe_rate': float(rates[best]),
   }

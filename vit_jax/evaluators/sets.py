@@ -98,7 +98,7 @@ def _open(view: View, name: str, split: str) -> Source:
   return _relabelled(name, source, view.setup.info.classes)
 
 
-def error_on(view: View, source: Source) -> float:
+def error_on(view: View, source: Source, name: str) -> float:
   """Share of wrong answers, where only the classes of the set can be given.
 
   ImageNet-A and -R have 200 of the 1,000 (arXiv 1907.07174, 2006.16241).
@@ -107,6 +107,8 @@ def error_on(view: View, source: Source) -> float:
   present = np.zeros(rows['logits'].shape[1], bool)
   present[rows['label']] = True
   predicted = np.where(present, rows['logits'], -np.inf).argmax(1)
+  kept = {'record': rows['record'], 'label': rows['label']}
+  view.keep(name, **kept, prediction=predicted)
   return float((predicted != rows['label']).mean())
 
 
@@ -123,9 +125,9 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
     check_choice(
       'on: data', data, [*SETS, *(f'{kind}:...' for kind in SOURCES)]
     )
-  error = error_on(view, _open(view, name, split))
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
-  return {f'on_{short.strip("_")}': 1 - error}
+  short = f'on_{short.strip("_")}'
+  return {short: 1 - error_on(view, _open(view, name, split), short)}
 
 
 def imagenet_c(
@@ -149,7 +151,8 @@ def imagenet_c(
     for severity in range(1, 6):
       name = data.replace('{corruption}', corruption)
       name = name.replace('{severity}', str(severity))
-      found.append(error_on(view, _open(view, name, split)))
+      kept = f'imagenet_c_{corruption}_{severity}'
+      found.append(error_on(view, _open(view, name, split), kept))
     errors[corruption] = float(np.mean(found))
   relative = [error / ALEXNET[name] for name, error in errors.items()]
   named = {f'imagenet_c_{name}': error for name, error in errors.items()}
@@ -183,7 +186,7 @@ def real(view: View, file: str) -> dict[str, float]:
       f'real({file!r}) has labels up to {most}, the model {count} classes.'
     )
   rows, source = view.outputs, view.loader.source
-  hits = []
+  hits, kept = [], []
   for record, prediction in zip(
     rows['record'], rows['prediction'], strict=True
   ):
@@ -196,6 +199,8 @@ def real(view: View, file: str) -> dict[str, float]:
       )
     answers = labels[int(number[1]) - 1]
     hits += [int(prediction) in answers] if answers else []
+    kept += [record] if answers else []
   if not hits:
     raise UserError(f'real({file!r}) has no label for any picture.')
+  view.keep('real', record=np.array(kept), accuracy=np.array(hits))
   return {'real': float(np.mean(hits))}

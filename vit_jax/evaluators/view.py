@@ -70,6 +70,17 @@ def fetch(rows: Any) -> Rows:
   return multihost_utils.process_allgather(rows, tiled=True)
 
 
+def write_rows(path: Path, rows: Rows):
+  """NumPy's .npz, by one process, whole."""
+  if not distributed.primary():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}')
+  with open(temporary, 'wb') as file:
+    np.savez(file, **rows)
+  temporary.replace(path)
+
+
 class View:
   """A model on a split. All that it gives is the same on every host.
 
@@ -104,10 +115,25 @@ class View:
     loader = self.setup.loader('test', source)
     return self._run(loader, 'logits', 'logits')
 
+  def keep(self, name: str, **rows: np.ndarray):
+    """Writes what each example has into predictions/NAME.npz of the folder.
+
+    So that two models can be compared example by example. `record`, its number
+    in the split, is that of `features` if it is not given.
+    """
+    if self.folder:
+      if 'record' not in rows:
+        rows['record'] = self._own['record']
+      write_rows(self.folder / 'predictions' / f'{name}.npz', rows)
+
+  @functools.cached_property
+  def _own(self) -> Rows:
+    return self._run(self.loader, 'pooled', 'features')
+
   @functools.cached_property
   def features(self) -> tuple[Float[np.ndarray, 'n D'], Int[np.ndarray, 'n']]:
     """What the head is given of each example, and the labels."""
-    return self._features(self.loader)
+    return self._own['pooled'], self._own['label']
 
   @functools.cached_property
   def train_features(
@@ -115,9 +141,7 @@ class View:
   ) -> tuple[Float[np.ndarray, 'm D'], Int[np.ndarray, 'm']]:
     """Of the training split, by the ops of an evaluation."""
     source = self.setup.source('train')
-    return self._features(self.setup.loader('test', source))
-
-  def _features(self, loader: Loader):
+    loader = self.setup.loader('test', source)
     rows = self._run(loader, 'pooled', 'features')
     return rows['pooled'], rows['label']
 

@@ -18,19 +18,22 @@ from jaxtyping import Array, Float
 
 from vit_jax import sharding
 
-Kind = Literal['auto', 'xla', 'cudnn', 'splash']
+Kind = Literal['auto', 'xla', 'cudnn', 'splash', 'short']
 
-_MADE_FOR = {'cudnn': 'gpu', 'splash': 'tpu'}
+_MADE_FOR = {'cudnn': 'gpu', 'splash': 'tpu', 'short': 'tpu'}
 
 # Of splash: a TPU's vector unit has so many lanes, and lengths are multiples of
 # it; a block of this side, its gradient included, still fits the memory of a
 # v5e's vector unit in float32.
 _LANES, _BLOCK = 128, 1024
 
-# Tokens from which 'auto' takes splash on TPUs. By `plan` for a v5e (the table
-# in docs/scaling.md) it moves as many bytes as XLA at 196 tokens, padded to
-# 256, and about half at 576; from 512 on padding costs 1.6 times at most.
+# Tokens from which 'auto' takes splash on TPUs where short does not do. By
+# `plan` for a v5e it moves as many bytes as XLA at 196 tokens, padded to 256,
+# and half at 576; from 512 on padding costs 1.6 times at most.
 _LONG = 512
+
+# Tokens up to which six arrays of a head, (N, N) in float32, fit on the chip.
+_SHORT = 640
 
 
 def refusal(kernel: str, dtype: str, width: int) -> str:
@@ -44,6 +47,17 @@ def refusal(kernel: str, dtype: str, width: int) -> str:
     )
   if kernel == 'splash' and width > 256:
     return f'splash takes heads of a width of at most 256, not {width}'
+  if kernel == 'short' and width % _LANES and _LANES % width:
+    return f'short takes heads of a width that divides {_LANES}, not {width}'
+  return ''
+
+
+def _too_much(width: int, tokens: int, heads: int) -> str:
+  """Why 'short' cannot take such a sequence, or ''."""
+  if heads * width % _LANES:
+    return f'short takes whole {_LANES} columns, not {heads} heads of {width}'
+  if tokens > _SHORT:
+    return f'short takes {_SHORT} tokens at most, not {tokens}'
   return ''
 
 
@@ -60,10 +74,22 @@ def _missing(dtype: str, width: int) -> str:
   return ''
 
 
+def _best(platform: str, dtype: str, width: int, tokens: int, heads: int):
+  """What 'auto' means."""
+  if platform == 'gpu':
+    return 'cudnn'
+  if platform != 'tpu':
+    return 'xla'
+  why = refusal('short', dtype, width) or _too_much(width, tokens, heads)
+  if dtype == 'bfloat16' and not why:
+    return 'short'
+  return 'splash' if tokens >= _LONG else 'xla'
+
+
 def choose(
-  asked: str, platform: str, dtype: str, width: int, tokens: int
+  asked: str, platform: str, dtype: str, width: int, tokens: int, heads: int
 ) -> tuple[str, str]:
-  """'xla', 'cudnn' or 'splash'; and if it is a substitute, why.
+  """The kernel, of KERNELS or 'xla'; and if it is a substitute, why.
 
   Args:
     asked: one of Kind.
@@ -71,12 +97,10 @@ def choose(
     dtype: of queries, keys and values.
     width: K, of a head.
     tokens: N.
+    heads: H that a device has.
   """
-  kernel = asked
-  if asked == 'auto':
-    long = tokens >= _LONG
-    best = {'gpu': 'cudnn', 'tpu': 'splash' if long else 'xla'}
-    kernel = best.get(platform, 'xla')
+  shape = (width, tokens, heads)
+  kernel = _best(platform, dtype, *shape) if asked == 'auto' else asked
   if kernel == 'xla':
     return 'xla', ''
   why = refusal(kernel, dtype, width)
@@ -84,6 +108,8 @@ def choose(
     why = f'{kernel} is for {_MADE_FOR[kernel].upper()}s, this is a {platform}'
   elif kernel == 'cudnn' and not why:
     why = _missing(dtype, width)
+  elif kernel == 'short' and not why:
+    why = _too_much(*shape)
   return ('xla', why) if why else (kernel, '')
 
 
@@ -93,7 +119,7 @@ def _say(text: str):
   logging.warning('attention: %s', text)
 
 
-def _platform() -> str:
+def platform() -> str:
   """Of the devices that the program is compiled for.
 
   A mesh that is set tells, be it of devices that are not here (`plan`).
@@ -108,9 +134,11 @@ def pick(asked: Kind, query: Float[Array, 'B N H K']) -> str:
 
   What cannot be had is replaced by 'xla', with one line of the log.
   """
-  _, tokens, _, width = query.shape
-  dtype = str(query.dtype)
-  kernel, why = choose(asked, _platform(), dtype, width, tokens)
+  _, tokens, heads, width = query.shape
+  ways = sharding.ways('tensor')
+  heads = heads if heads % ways else heads // ways
+  shape = (width, tokens, heads)
+  kernel, why = choose(asked, platform(), str(query.dtype), *shape)
   if why:
     _say(f'{why}: xla')
   return kernel
@@ -219,4 +247,29 @@ def splash(
   return _divided(attend, query, key, value)
 
 
-KERNELS = {'cudnn': cudnn, 'splash': splash}
+def short(
+  query: Float[Array, 'B N H K'],
+  key: Float[Array, 'B N H K'],
+  value: Float[Array, 'B N H K'],
+  interpret: bool = False,
+) -> Float[Array, 'B N H K']:
+  """Attention by our Pallas kernel for TPUs, of sequences that are short.
+
+  Args:
+    query: queries, key: keys, value: values.
+    interpret: runs the kernel step by step, on any platform.
+  """
+  from vit_jax.models.short import attend  # Pallas: see `splash`
+
+  width = query.shape[-1]
+
+  def whole(*qkv: Array) -> Array:
+    rows = [x.reshape(*x.shape[:2], -1) for x in qkv]
+    # As the projections made them: nothing is copied.
+    y = attend(jnp.concatenate(rows, -1), width, interpret)
+    return y.reshape(qkv[0].shape)
+
+  return _divided(whole, query, key, value)
+
+
+KERNELS = {'cudnn': cudnn, 'splash': splash, 'short': short}

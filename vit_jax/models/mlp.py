@@ -47,6 +47,9 @@ class Mlp(nn.Module):
     if self.kind == 'swiglu':
       y = nn.silu(dense(self.hidden, 'gate')(x)) * y
     else:
-      y = gelu(y, self.gelu)
+      # For the gradient it keeps its input, and nothing in float32.
+      y = jax.checkpoint(gelu, prevent_cse=False, static_argnums=1)(
+        y, self.gelu
+      )
     y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
     return dense(x.shape[-1], 'down')(y)

@@ -1,0 +1,193 @@
+"""What benchmarks share: sides that take turns, medians, a record of it all.
+
+A record, ready for JSON, holds where it was made (commit, versions, devices,
+load), `rates` (numbers by name, for `compare`), `tables` (rows of text, for
+people and docs/performance.md) and `goals`.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+Numbers = dict[str, float]
+
+
+def cpu() -> str:
+  """The processor's name."""
+  path = Path('/proc/cpuinfo')
+  lines = path.read_text().splitlines() if path.exists() else []
+  names = [line.split(': ')[1] for line in lines if 'model name' in line]
+  return f'{len(names)} x {names[0]}' if names else 'unknown'
+
+
+def _serve(make: Callable[[str], Any], name: str, pipe: Any):
+  """A side's process: a round for each message, until the pipe is closed."""
+  try:
+    measure, facts = make(name)
+    pipe.send(facts)
+    while pipe.recv():
+      pipe.send(measure())
+  except EOFError:
+    pass
+  except Exception:
+    traceback.print_exc()
+  finally:
+    sys.stderr.flush()
+    os._exit(0)  # some frameworks' threads outlive what they did
+
+
+def in_turn(
+  make: Callable[[str], tuple[Callable[[], Any], Any]],
+  names: Iterable[str],
+  rounds: int,
+  check: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+  """What each side measured in each round; and which ones died.
+
+  Each side lives in a process of its own and has its round after the other's,
+  so that whatever else the machine does hits all alike. The first round of each
+  warms up, and is not counted.
+
+  Args:
+    make: in the side's process, from its name to (a round, facts about it).
+    names: of the sides.
+    rounds: that count.
+    check: sees the facts of all sides before anything is measured.
+  """
+  context = multiprocessing.get_context('spawn')
+  pipes, found, missing, facts = {}, {}, {}, {}
+  try:
+    for name in names:
+      pipes[name], there = context.Pipe()
+      # Not daemonic: a side may have worker processes. It ends with its pipe.
+      context.Process(target=_serve, args=(make, name, there)).start()
+      there.close()
+      try:
+        facts[name], found[name] = pipes[name].recv(), []
+      except EOFError:
+        missing[name] = 'its process died'
+        del pipes[name]
+    check(facts)
+    for number in track(range(rounds + 1), 'measuring', transient=True):
+      for name in list(pipes):
+        try:
+          pipes[name].send(True)
+          value = pipes[name].recv()
+        except (EOFError, OSError):
+          missing[name] = 'its process died'
+          del pipes[name], found[name]
+          continue
+        found[name] += [value] if number else []
+  finally:
+    for pipe in pipes.values():
+      pipe.close()
+  return found, missing
+
+
+def median(rounds: Sequence[Any]) -> Any:
+  """Of numbers; of dicts of numbers, number by number."""
+  if isinstance(rounds[0], dict):
+    return {key: median([r[key] for r in rounds]) for key in rounds[0]}
+  return statistics.median(rounds)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict:
+  """Ready for JSON; numbers as they are to be read."""
+
+  def text(x: Any) -> str:
+    if not isinstance(x, float):
+      return str(x)
+    return f'{x:,.0f}' if abs(x) >= 100 else f'{x:.3g}'
+
+  return {
+    'columns': list(columns),
+    'rows': [[text(x) for x in r] for r in rows],
+  }
+
+
+def goal(value: float, *, least: float = 0.0, most: float = 0.0) -> dict:
+  """What a ratio is and should be: at least, or at most."""
+  met = value >= least if least else value <= most
+  bound = {'least': least} if least else {'most': most}
+  return {'value': round(value, 4), **bound, 'met': bool(met)}
+
+
+def record(
+  name: str,
+  *,
+  load: float,
+  about: str,
+  rates: Numbers,
+  tables: dict[str, dict],
+  goals: dict[str, dict] | None = None,
+  **more: Any,
+) -> dict[str, Any]:
+  """The record of a benchmark.
+
+  Args:
+    name: of the benchmark.
+    load: of the machine before it began.
+    about: one line: sizes, rounds, what is not obvious.
+    rates: to compare with another record, by name.
+    tables, goals: by name.
+    **more: whatever else is to be kept.
+  """
+  from vit_jax.workdir import provenance_of_code
+
+  return {
+    'benchmark': name,
+    **provenance_of_code(),
+    'cpu': cpu(),
+    'load': load,
+    'about': about,
+    'rates': rates,
+    'tables': tables,
+    'goals': goals or {},
+    **more,
+  }
+
+
+def show(made: dict[str, Any]):
+  """Prints a record's tables and goals."""
+  console = Console(highlight=False)
+  console.print(
+    f'{made["benchmark"]}: {made["about"]}; load before {made["load"]:.2f}, '
+    f'{made["cpu"]}'
+  )
+  for title, one in made['tables'].items():
+    shown = Table(*one['columns'], title=title, title_justify='left')
+    for row in one['rows']:
+      shown.add_row(*row)
+    console.print(shown)
+  for name, one in made['goals'].items():
+    way = 'least' if 'least' in one else 'most'
+    met = 'met' if one['met'] else 'NOT met'
+    console.print(f'{name}: {one["value"]:.3g}, at {way} {one[way]}: {met}')
+
+
+def markdown(made: dict[str, Any]) -> str:
+  """A record as docs/performance.md has it."""
+  commit, load = str(made.get('commit'))[:7], made['load']
+  lines = [f'{made["about"]}. {made["cpu"]}, load {load:.2f}, at `{commit}`.']
+  for title, one in made['tables'].items():
+    head = [one['columns'], ['---'] * len(one['columns'])]
+    rows = ['| ' + ' | '.join(row) + ' |' for row in head + one['rows']]
+    lines += ['', f'{title}:', '', *rows]
+  if made['goals']:
+    lines += ['', '| goal | | is | |', '|---|---|---|---|']
+  for name, one in made['goals'].items():
+    way = 'least' if 'least' in one else 'most'
+    met = 'met' if one['met'] else '**not met**'
+    lines.append(
+      f'| {name} | at {way} {one[way]} | {one["value"]:.3g} | {met} |'
+    )
+  return '\n'.join(lines)

@@ -1,0 +1,152 @@
+"""What the TPU compiler says of our step beside the textbook's; no TPU needed.
+
+Both in training on v5e:4x4, 64 images a device, AdamW; ours by
+configs/vit_i1k.py (bfloat16) without mixing, from the CLS token with learned
+positions, so that both have the same parameters. Bytes are XLA's own count
+("bytes accessed") and ours of what crosses to HBM (plan/costs.py), both of the
+unrolled program, without a loop. Wants libtpu: PYTHONPATH=.venv/plan, or the
+extra plan-tpu.
+"""
+
+import importlib.util
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.progress import track
+
+from benchmarks import measure, textbook
+from vit_jax.plan import costs
+from vit_jax.plan import topology as topologies
+from vit_jax.plan.collectives import transfers
+from vit_jax.plan.hlo import Program
+
+IMAGES = 64  # of a device
+VARIANTS = ('S/16', 'B/16', 'L/16')
+GOALS = {'S/16': 300.0, 'B/16': 700.0}
+_ROOT = Path(__file__).parent.parent
+_CLASSES = 1000
+
+
+def ours(variant: str, devices: list, unroll: int, depth: int = 0, **more: str):
+  """Our step, compiled for devices that are not here."""
+  from vit_jax import config
+  from vit_jax.setup import Setup, stated_info
+
+  fields = {
+    'batch_size': str(IMAGES * len(devices)),
+    'optim.warmup': '5%',
+    'task.mixup': '0.0',
+    'model.variant': variant,
+    'model.depth': str(depth),
+    'model.unroll': str(unroll),
+    'model.pool': 'cls',
+    'model.positions': 'learned',
+    **more,
+  }
+  file = str(_ROOT / 'configs' / 'vit_i1k.py')
+  loaded = config.load(file, list(fields.items()))
+  setup = Setup(loaded, stated_info(loaded), devices=devices)
+  with jax.set_mesh(setup.mesh):
+    return setup.train_step.lower(
+      setup.abstract_state, setup.abstract_batch
+    ).compile()
+
+
+def theirs(variant: str, devices: list, depth: int = 0):
+  """The textbook's step, compiled for the same devices, data parallel."""
+  mesh = Mesh(np.array(devices), ('data',))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  divided = NamedSharding(mesh, PartitionSpec('data'))
+  net = textbook.Textbook(variant, _CLASSES, depth)
+  optimizer = optax.adamw(1e-3, weight_decay=0.1)
+  count = IMAGES * len(devices)
+  one = jnp.zeros((1, 224, 224, 3))
+  params = jax.eval_shape(lambda key: net.init(key, one), jax.random.key(0))
+  params = params['params']
+  state = jax.eval_shape(optimizer.init, params)
+  images = jax.ShapeDtypeStruct((count, 224, 224, 3), jnp.float32)
+  labels = jax.ShapeDtypeStruct((count,), jnp.int32)
+  where = (everywhere, everywhere, divided, divided)
+  step = jax.jit(
+    textbook.make_step(net, optimizer),
+    in_shardings=where,
+    donate_argnums=(0, 1),
+  )
+  return step.lower(params, state, images, labels).compile()
+
+
+def facts(compiled: Any, devices: int) -> dict[str, float]:
+  """Of one image, but for memory and links, which are of a device."""
+  program = Program(compiled.as_text())
+  analysis, used = compiled.cost_analysis(), compiled.memory_analysis()
+  memory = used.argument_size_in_bytes + used.temp_size_in_bytes
+  memory += used.output_size_in_bytes - used.alias_size_in_bytes
+  moved = transfers(program, [0] * devices)
+  return {
+    'GFLOP': costs.flops(program) / IMAGES / 1e9,
+    'bytes accessed, MB': analysis['bytes accessed'] / IMAGES / 1e6,
+    'of HBM, MB': costs.traffic(program, on_chip=True) / IMAGES / 1e6,
+    'memory, MB': memory / 1e6,
+    'collectives': float(sum(t.times for t in moved)),
+    'sent, MB': sum(t.times * t.links for t in moved) / 1e6,
+  }
+
+
+def run(
+  variants: tuple[str, ...] = VARIANTS,
+  topology: str = 'v5e:4x4',
+  depth: int = 0,
+) -> dict[str, Any]:
+  """Compiles; the record. Says so if there is no compiler.
+
+  Args:
+    variants: of the model.
+    topology: of TPUs.
+    depth: of the models; 0: the variants'.
+  """
+  load, wanted = os.getloadavg()[0], topologies.parse(topology)
+  rates, rows, goals = {}, [], {}
+  about = f'{topology}, {IMAGES} images a device, unroll=0'
+  if depth:
+    about += f', depth {depth}'
+  found = importlib.util.find_spec('libtpu')
+  if found:
+    topologies.prepare([wanted])
+    devices = topologies.devices(wanted)
+  else:
+    about += ': libtpu is not installed, nothing was compiled'
+  for variant in track(variants if found else (), 'compiling', transient=True):
+    sides = {}
+    for name, make in (
+      ('ours', lambda v: ours(v, devices, 0, depth)),
+      ('textbook flax', lambda v: theirs(v, devices, depth)),
+    ):
+      begun = time.perf_counter()
+      sides[name] = facts(make(variant), len(devices))
+      sides[name]['compiled in, s'] = time.perf_counter() - begun
+    for name, values in sides.items():
+      rows.append((variant, name, *values.values()))
+      rates |= {f'{variant}, {name}: {k}': v for k, v in values.items()}
+    us, them = sides.values()
+    rows.append((variant, 'ratio', *(us[k] / them[k] for k in us)))
+    if variant in GOALS and not depth:
+      goals[f'{variant}: MB accessed per image'] = measure.goal(
+        us['bytes accessed, MB'], most=GOALS[variant]
+      )
+  columns = ('', '', 'GFLOP', 'bytes accessed, MB', 'of HBM, MB')
+  columns += ('memory, MB', 'collectives', 'sent, MB', 'compiled in, s')
+  return measure.record(
+    'tpu',
+    load=load,
+    about=about,
+    rates=rates,
+    tables={'A step by the TPU compiler': measure.table(columns, rows)},
+    goals=goals,
+  )
