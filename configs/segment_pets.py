@@ -5,9 +5,9 @@
     --config.init_from=FILE --workdir=W
 
 FILE: .npz or .safetensors (docs/weights.md), or the workdir of a run; its size
-is kept. The decoder is linear, four scores a side for each patch: outlines finer
-than 16 pixels. The border of the pets, the trimap's third number, is not
-counted.
+is kept. The decoder is linear, with four scores a side for each patch, so that
+outlines are finer than the patches. The border of the pets, the trimap's third
+number, is not counted.
 
 Expected: not known, no number of this trimap without its border is published.
   Hardware: one GPU. Run here: no; two steps of it on small pictures.

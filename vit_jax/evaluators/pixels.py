@@ -1,5 +1,6 @@
 """mIoU at the pictures' own sizes, by windows of the model's."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,18 +65,22 @@ class _Records:
       yield image, key
 
 
-def _exchanged(sums: np.ndarray, lowest: np.ndarray):
-  """Sums of all processes, and the lowest (mIoU, record) of any."""
-  # Words of 32 bits: JAX would round the 64 of a count.
-  words = multihost_utils.process_allgather(sums.astype(np.int64).view('u4'))
-  words = np.ascontiguousarray(words).reshape(
-    -1, *sums.shape[:-1], 2 * sums.shape[-1]
-  )
-  found = np.asarray(multihost_utils.process_allgather(lowest))
-  rows = found.reshape(-1, 2)
-  rows = rows[np.isfinite(rows[:, 0])]
-  order = np.argsort(rows[:, 0], kind='stable')[:_WORST]
-  return words.view(np.int64).sum(0), rows[order, 1].astype(int)
+def _exchanged(numbers: np.ndarray, found: np.ndarray, most: int):
+  """Records and their counts (n, 3, Y) of all processes, by record.
+
+  Args:
+    numbers: of the records of this process.
+    found: their counts, below 2^31 each, as a picture's pixels are.
+    most: records that a process may have.
+  """
+  rows = np.full((most, 1 + math.prod(found.shape[1:])), -1, np.int32)
+  rows[: len(numbers), 0] = numbers
+  rows[: len(numbers), 1:] = found.reshape(len(numbers), -1)
+  every = np.asarray(multihost_utils.process_allgather(rows))
+  every = every.reshape(-1, rows.shape[1])
+  every = every[every[:, 0] >= 0]
+  every = every[np.argsort(every[:, 0])]
+  return every[:, 0], every[:, 1:].reshape(-1, *found.shape[1:])
 
 
 def segmentation(
@@ -83,8 +88,8 @@ def segmentation(
 ) -> dict[str, float]:
   """mIoU, pixel accuracy and each class's IoU, of masks as they are stored.
 
-  Each process takes its share of the pictures. With a folder, a PNG of each of
-  the pictures of the lowest mIoU, in `worst`.
+  Each process takes its share of the pictures. With a folder, what each one has
+  in `predictions`, and a PNG of each of those of the lowest mIoU in `worst`.
 
   Args:
     view: of the model.
@@ -97,12 +102,12 @@ def segmentation(
     `slide_miou`, `slide_pixel_accuracy`, `slide_iou_NAME`; or `whole_...`.
   """
   setup, source = view.setup, view.loader.source
-  names, mine = setup.info.classes, jax.process_index()
+  names = setup.info.classes
   model = Segmenting(setup, view.params, stride=stride, side=side, whole=whole)
-  numbers = range(mine, len(source), jax.process_count())
+  numbers = range(jax.process_index(), len(source), jax.process_count())
   skip = setup.config.data.on_error == 'skip'
   records = _Records(source, numbers, len(names), skip)
-  sums, each = np.zeros((4, len(names)), np.int64), []
+  found = np.zeros((len(numbers), 3, len(names)), np.int64)
   shown = track(
     model.classes(records),
     'segmentation',
@@ -113,19 +118,24 @@ def segmentation(
   for i, prediction in enumerate(shown):
     number, label = records.read[i]
     records.read[i] = (number, label[:0])  # no longer needed
-    found = count(prediction, label, len(names))
-    sums[:3] += found
-    each.append((_metrics(found)['miou'], number))
-  sums[3, 0] = len(each)
-  lowest = np.full((_WORST, 2), np.nan, np.float32)
-  worst = sorted(each)[:_WORST]
-  lowest[: len(worst)] = np.array(worst, np.float32).reshape(-1, 2)
-  sums, order = _exchanged(sums, lowest)
-  check_skipped(setup, int(sums[3, 0]), len(source))
-  if view.folder and distributed.primary():
-    _draw(view, model, order.tolist())
+    found[i] = count(prediction, label, len(names))
+  mine = np.array([number for number, _ in records.read], np.int32)
+  most = -(-len(source) // jax.process_count())
+  record, found = _exchanged(mine, found[: len(mine)], most)
+  check_skipped(setup, len(record), len(source))
+  each = [_metrics(counts) for counts in found]
+  rows = {
+    name: np.array([metrics[name] for metrics in each])
+    for name in ('miou', 'pixel_accuracy')
+  }
+  true, predicted, both = found.swapaxes(0, 1)
+  rows |= {'true': true, 'predicted': predicted, 'both': both}
   prefix = 'whole' if whole else 'slide'
-  metrics = _metrics(sums[:3], names)
+  view.keep(f'{prefix}_segmentation', record=record, **rows)
+  if view.folder and distributed.primary():
+    worst = record[np.argsort(rows['miou'], kind='stable')[:_WORST]]
+    _draw(view, model, worst.tolist())
+  metrics = _metrics(found.sum(0, dtype=np.int64), names)
   return {f'{prefix}_{name}': value for name, value in metrics.items()}
 
 
