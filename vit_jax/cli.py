@@ -213,6 +213,17 @@ def _predict(args: argparse.Namespace) -> int:
   from vit_jax import predict
 
   setup, params, _ = _open(args)
+  if getattr(setup.task, 'masks', False):
+    found = predict.segment(setup, params, args.images, args.output, args.whole)
+    for result in found:
+      shares = result['shares'].items()
+      words = ', '.join(f'{k} {v:.1%}' for k, v in shares if v)
+      line = f'{result["file"]}\t{result["overlay"]}\t{words}'
+      print(json.dumps(result) if args.json else line)
+    return 0
+  if args.output or args.whole:
+    flag = '--output' if args.output else '--whole'
+    raise UserError(f'{flag} is for runs of segmentation.')
   for result in predict.run(setup, params, args.images):
     if args.json:
       print(json.dumps(result))
@@ -316,7 +327,7 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
   for name in ('output', 'keep', 'pictures'):
     if path := getattr(args, name, None):
       suffix = {'report': '.html', 'data': '.png'}.get(args.command, '')
-      folder = args.command == 'viz' or name == 'pictures'
+      folder = args.command in ('viz', 'predict') or name == 'pictures'
       check_output(f'--{name}', path, folder, suffix)
   args.overrides, args.stop = overrides, stop
   if args.command in ('train', 'sweep'):
