@@ -113,31 +113,34 @@ def test_a_slice_that_there_is_not(python):
 
 @pytest.fixture(scope='module')
 def attentions(plan):
-  """Of 384x384 pixels, 576 tokens, on one TPU: splash, and XLA's attention."""
+  """Of 576 tokens on one TPU: short by 'auto', splash, XLA's attention."""
   flags = ['--config.size=384', '--config.batch_size=64']
   flags += ['--config.optim.warmup=5%', '--topology=v5e:1x1']
   return [
     plan(*flags, f'--config.model.attention={kind}')['v5e:1x1']
-    for kind in ('auto', 'xla')
+    for kind in ('auto', 'splash', 'xla')
   ]
 
 
-def test_long_sequences_have_splash_attention(attentions):
-  splash, xla = attentions
-  assert (splash['attention'], xla['attention']) == ('splash', 'xla')
+def test_kernels_move_less(attentions):
+  short, splash, xla = attentions
+  found = [report['attention'] for report in attentions]
+  assert found == ['short', 'splash', 'xla']
   for report in attentions:
     assert report['fits'] and not report['cudnn']
   # 576 tokens are padded to 640, and the weights are computed twice.
   share = splash['flops']['compiled'] / xla['flops']['compiled']
   assert 1.03 < share < 1.15
-  temporaries = [r['memory']['temporaries'] for r in attentions]
-  assert temporaries[0] < 0.8 * temporaries[1]
-  accessed = [r['bytes_accessed'] for r in attentions]
-  assert accessed[0] < 0.7 * accessed[1]
+  # Without padding; the weights are computed twice here, too.
+  assert 1 < short['flops']['compiled'] / xla['flops']['compiled'] < 1.15
+  for report in (short, splash):
+    temporaries = report['memory']['temporaries']
+    assert temporaries < 0.8 * xla['memory']['temporaries']
+  assert short['bytes_accessed'] < xla['bytes_accessed']
 
 
-def test_short_sequences_have_not(tpus):
-  assert {report['attention'] for report in tpus.values()} == {'xla'}
+def test_short_sequences_have_short(tpus):
+  assert {report['attention'] for report in tpus.values()} == {'short'}
 
 
 def test_splash_is_divided_by_batch_and_heads(plan):

@@ -128,8 +128,9 @@ def _read(
   report['bytes_moved'] = {
     way: sum(row[way] for row in moved.values()) for way in ('links', 'network')
   }
-  splash = 'splash_mha_fwd' in program.text
-  report['attention'] = 'splash' if splash else 'xla'
+  marks = {'splash': 'splash_mha_fwd', 'short': 'short_attention_forward'}
+  found = [name for name, mark in marks.items() if mark in program.text]
+  report['attention'] = found[0] if found else 'xla'
   report['endless_loops'] = len(program.endless)
 
 

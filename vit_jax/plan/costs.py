@@ -182,6 +182,19 @@ def _splash(x: Instruction, types: Computation) -> int:
   return 2 * _SPLASH[kind[1]] * math.prod(query) * key[-2]
 
 
+# Of short attention (models/short.py), which has q, k and v side by side.
+_SHORT = {'forward': 2, 'backward': 5}
+
+
+def _short(x: Instruction, types: Computation) -> int:
+  """FLOPs of our attention kernel on a TPU; 0: it is none."""
+  kind = re.match('short_attention_(forward|backward)', x.name)
+  if not kind or 'tpu_custom_call' not in x.rest:
+    return 0
+  images, tokens, columns = sides(types[x.inputs[0]].type)
+  return 2 * _SHORT[kind[1]] * images * tokens * tokens * columns // 3
+
+
 def flops(program: Program) -> float:
   """Floating-point operations of a step on one device."""
   total = _once(program, program.entry) + _again(program, program.entry)
@@ -189,5 +202,5 @@ def flops(program: Program) -> float:
     if x.op == 'custom-call' and '__cublas' in x.rest:
       total += times * _cublas(x, types)
     elif x.op == 'custom-call':
-      total += times * _splash(x, types)
+      total += times * (_splash(x, types) + _short(x, types))
   return total
