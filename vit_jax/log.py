@@ -45,6 +45,7 @@ class Log:
     self._begun, self._since = begun, time.perf_counter()
     self._before = writers.elapsed
     self._waited, self._steps = 0.0, 0
+    self.saving = 0.0  # seconds for checkpoints that no line has told yet
     self.skipped = int(writers.last('train/skipped') or 0)
     self._lost = writers.last('data/skipped') or 0.0
     self._told, self._rollbacks = False, rollbacks
@@ -88,6 +89,8 @@ class Log:
       'time/elapsed': self.elapsed,
     }
     line |= self._utilization.of(self._steps, seconds)
+    if self.saving:
+      line['time/checkpoint'], self.saving = self.saving, 0.0
     if self.skipped:
       line['train/skipped'] = self.skipped
     if self._rollbacks:
@@ -100,9 +103,9 @@ class Log:
     self._terminal.advance(step, line, left)
     self.restart_clock()
 
-  def saved(self, step: int, seconds: float):
-    """Training waited so long for a checkpoint."""
-    self._writers.write(step, {'time/checkpoint': seconds})
+  def saved(self, seconds: float):
+    """Training waited so long for a checkpoint: the next line tells it."""
+    self.saving += seconds
 
   def say(self, text: str):
     """A line that stays."""

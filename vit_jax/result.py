@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_jax import distributed, speed, trees, workdir
 from vit_jax.evaluate import predictions
+from vit_jax.log import Log
 from vit_jax.setup import Setup
 from vit_jax.viz.curves import draw_curves
 from vit_jax.viz.mistakes import draw_mistakes
@@ -30,7 +31,7 @@ def _draw(path: Path, setup: Setup, evaluations: dict, lines: list):
 
 
 def finish(
-  path: Path, setup: Setup, evaluations: dict, state: Any, seconds: float
+  path: Path, setup: Setup, evaluations: dict, state: Any, log: Log
 ) -> dict[str, Any]:
   """Writes the pictures and result.json, which is returned.
 
@@ -39,7 +40,7 @@ def finish(
     setup: of the run.
     evaluations: loaders of its evaluations, the first one's mistakes are drawn.
     state: the last one.
-    seconds: that all starts took.
+    log: of the run, all starts of it.
   """
   lines = read_metrics(path / 'metrics.jsonl')
   final, best = {}, {}
@@ -56,8 +57,8 @@ def finish(
     'metrics': final,
     'best': best,
     'steps': setup.total,
-    'seconds': round(seconds, 2),
-    'time': speed.sums(lines, setup.config.batch_size),
+    'seconds': round(log.elapsed, 2),
+    'time': speed.sums(lines, setup.config.batch_size, log.saving),
     'parameters': trees.count(state.params),
     'parameters_sha256': trees.digest(state.params),
   }

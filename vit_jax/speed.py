@@ -87,14 +87,17 @@ class Utilization:
     return {'time/mfu': self._flops * steps / seconds / self._peak}
 
 
-def sums(lines: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
+def sums(
+  lines: list[dict[str, Any]], batch_size: int, saving: float
+) -> dict[str, float]:
   """Where the time of a run went, in seconds, by its metrics.
 
   Training and waiting for data are of the steps that were logged; the first of
-  each start, which compiles, is not among them.
+  each start, which compiles, is not among them. `saving`: seconds for the last
+  checkpoint, which no line tells.
   """
   total = {'training': 0.0, 'input_wait': 0.0, 'evaluation': 0.0}
-  total['checkpoints'] = 0.0
+  total['checkpoints'] = saving
   images = 0.0
   for line in lines:
     seconds = line.get('time/training') or 0.0

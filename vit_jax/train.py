@@ -242,7 +242,7 @@ def _loop(
         writers.sync()  # a checkpoint's metrics are on disk before it is
         saving = time.perf_counter()
         checkpoints.save(state, best)
-        log.saved(step, time.perf_counter() - saving)
+        log.saved(time.perf_counter() - saving)
         log.restart_clock()
       if stopping and step < setup.total:
         checkpoints.wait()
@@ -255,7 +255,7 @@ def _loop(
     # After it: a mistake in one of them costs no step.
     _look(setup, path, evaluations, state, writers)
     writers.close()
-    finished = result.finish(path, setup, evaluations, state, log.elapsed)
+    finished = result.finish(path, setup, evaluations, state, log)
     terminal.close()
     result.report(path, finished, terminal)
     return FINISHED

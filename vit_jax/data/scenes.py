@@ -17,7 +17,7 @@ from vit_jax.data.sources import (
 )
 from vit_jax.errors import UserError
 
-_LENGTHS = {'train': 4000, 'test': 500}
+_LENGTHS = {'train': 20_000, 'test': 500}
 _COUNT = (2, 5)  # digits in 64x64 pixels
 _SIZE = (16.0, 28.0)  # of a digit, pixels
 _EDGE = 10  # pixels from it to the middle of a digit, at least
@@ -91,7 +91,7 @@ class DigitScenes:
   Grey, SIDE (64) pixels square, with 2 to 5 digits of 16 to 28 pixels (more in
   larger scenes, by the area), turned, in greys of their own, the later ones on
   top; on a gradient with strokes, noise, and pieces of digits that are none.
-  Those of 'train' (4,000 scenes) and of 'test' (500) are of the same splits of
+  Those of 'train' (20,000 scenes) and of 'test' (500) are of the same splits of
   `Digits`. A scene is a pure function of (split, index, SIDE); where all fit
   `cache_mb` each is drawn once.
   """
