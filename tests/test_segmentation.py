@@ -34,6 +34,7 @@ SMALL = {
   'model.unroll': '1',
   'data.workers': '0',
   'data.name': 'digit_scenes:32',
+  'data.test.split': 'test[:40]',
   'batch_size': '8',
   'total': '4 steps',
   'ema': '0',
@@ -270,7 +271,6 @@ def test_mask_transformer_is_numpys(small):
   model, params, images = small
   width, heads = model.decoder_shape
   assert (width, heads) == (16, 2)
-  x = np.random.default_rng(2).normal(size=(1, 6, 16)).astype(np.float32)
   found = {}
 
   def keep(next_, args, kwargs, context):
@@ -290,7 +290,6 @@ def test_mask_transformer_is_numpys(small):
   np.testing.assert_allclose(scores, expected, atol=1e-4)
   # Control: a block less, or the classes not among the tokens.
   assert np.abs(scores - [decode(p, r, 2, 1) for r in given]).max() > 1e-2
-  del x
 
 
 def test_scores_are_where_their_patch_is(small):
@@ -370,26 +369,21 @@ def test_a_model_that_cannot_be(small, fields, says):
   assert says in str(error.value)
 
 
-# Parameters of the paper's models in its table 3, in millions, rounded.
+# In millions: the mask transformer has 2 blocks and 3 projections of width D
+# more than the ViT, 5.5 and 85.8.
 @pytest.mark.parametrize(
   'variant, decoder, millions',
   [('Ti/16', 'mask_transformer', 6.7), ('B/16', 'linear', 86.0)],
 )
-def test_flops_and_parameters(variant, decoder, millions):
-  fields = {
-    'model.variant': variant,
-    'model.decoder': decoder,
-    'size': '512',
-  }
+def test_parameters_of_the_papers_models(variant, decoder, millions):
   model = Segmenter(classes=150, variant=variant, decoder=decoder)
   image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
   assert trees.count(params) / 1e6 == pytest.approx(millions, rel=0.03)
-  del fields
 
 
 @pytest.mark.parametrize('decoder', ['linear', 'mask_transformer'])
-@pytest.mark.parametrize('detail', [1, 2, 4])
+@pytest.mark.parametrize('detail', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_flops_of_the_decoder_are_xlas(small, decoder, detail):
   model = small[0].clone(
     decoder=decoder, detail=detail, features=(1, 2), unroll=0, decoder_depth=1
@@ -489,6 +483,7 @@ def test_accumulation_is_the_same_update(one):
   assert furthest(state.params, one[1].params) < 1e-6
 
 
+@pytest.mark.slow
 def test_control_of_the_layouts(one):
   """One pixel in sixty-four of a label, or the rows that are left out."""
 
@@ -668,10 +663,15 @@ def test_the_evaluator(seen, tmp_path):
 @pytest.mark.parametrize(
   'fields',
   [
-    {'pool': 'mean'},
     {'pool': 'map', 'registers': 2},
-    {'pool': 'cls', 'representation': 12, 'distill_token': False},
-    {'pool': 'cls', 'distill_token': True},
+    *(
+      pytest.param(fields, marks=pytest.mark.slow)
+      for fields in (
+        {'pool': 'mean'},
+        {'pool': 'cls', 'representation': 12},
+        {'pool': 'cls', 'distill_token': True},
+      )
+    ),
   ],
   ids=str,
 )
@@ -725,7 +725,7 @@ def test_a_run(run, capsys):
   assert 'eval/test/iou_background' in result['metrics']
   with np.load(run / 'predictions' / 'test.npz') as kept:
     assert {'miou', 'pixel_accuracy', 'true', 'record'} <= set(kept)
-    assert 'label' not in kept and kept['miou'].shape == (500,)
+    assert 'label' not in kept and kept['miou'].shape == (40,)
   assert cli.main(['report', str(run), str(run)]) == 0
   (panel,) = (run / 'panels').glob('*.png')
   with Image.open(panel) as image:
@@ -753,7 +753,8 @@ def test_predict(run, tmp_path, capsys):
   twin = tmp_path / 'other' / 'scene.png'
   twin.parent.mkdir()
   twin.write_bytes(file.read_bytes())
-  code = cli.main([*flags, str(twin), f'--output={tmp_path / "out"}'])
+  two = [*flags[:3], str(twin), f'--output={tmp_path / "out"}']
+  code = cli.main(two)
   assert code == 2 and 'two pictures would be' in capsys.readouterr().err
 
 
