@@ -100,15 +100,17 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+  from vit_jax.config import find_file
   from vit_jax.sweeps import run
 
   if args.launch == 'local' or args.dry_run:
     _refuse_slurm(args)
     return run.run(args, args.overrides, args.stop)
   run.check(args, args.overrides)
+  path = find_file('--experiment', str(args.experiment), 'experiments')
   from vit_jax.launch import slurm
 
-  argv = ['sweep', f'--experiment={args.experiment.absolute()}']
+  argv = ['sweep', f'--experiment={path.absolute()}']
   argv += [f'--workdir={args.workdir}', f'--retries={args.retries}']
   argv += [f'--storage={args.storage}']
   argv += [f'--config.{path}={value}' for path, value in args.overrides]
@@ -189,7 +191,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
   calls = evaluators.split_calls(args.evaluators)
   evaluators.check('--evaluators', calls)
-  setup, params, source = _open(args)
+  features = {name for name, _ in evaluators.check('', calls)}
+  headless = bool(features) and features <= set(evaluators.OF_FEATURES)
+  setup, params, source = _open(args, headless)
   result = source | evaluate.run(
     setup,
     params,

@@ -123,6 +123,9 @@ def run(
   name = split or (setup.evaluations or ['test'])[0]
   loader = setup.loader(name, setup.source(name))
   with jax.set_mesh(setup.mesh):
-    result = {'split': name, **evaluate(setup, loader, params, keep)}
+    result = {'split': name}
+    # Of features alone: weights may have no head, or one for other classes.
+    if getattr(setup.model, 'classes', 0) == len(setup.info.classes):
+      result |= evaluate(setup, loader, params, keep)
     view = View(setup, params, loader, pictures)
     return result | run_all('--evaluators', evaluators, view)

@@ -78,10 +78,11 @@ def open_weights(
     data: a source ('folder:PATH') of which the classes are the weights', in
       their order; None: predictions only.
     options: of weights.load.
-    headless: whether weights without a head will do.
+    headless: whether weights without a head, or for other classes than those
+      of the data, will do.
 
   Raises:
-    UserError: weights without a head, or data with another number of classes.
+    UserError: they do not.
   """
   model, params, info = weights.load(path, **options)
   _tell(path, info)
@@ -93,7 +94,7 @@ def open_weights(
   fingerprint, examples = '', 1
   if data:
     source = open_split(data, 'test')
-    if len(source.classes) != model.classes:
+    if len(source.classes) != model.classes and not headless:
       raise UserError(
         f'{path} has {model.classes} classes, {data} {len(source.classes)}.'
       )

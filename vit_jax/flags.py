@@ -118,7 +118,10 @@ def parser() -> argparse.ArgumentParser:
     'segmentation',
   )
   evaluate.add_argument(
-    '--pictures', type=Path, metavar='DIR', help='for what evaluators draw'
+    '--pictures',
+    type=Path,
+    metavar='DIR',
+    help='for what evaluators draw, and what they have of each example',
   )
   report = add('report', 'what runs reached, as a page')
   report.add_argument(

@@ -21,6 +21,7 @@ from vit_jax.schema import parse_call
 
 __all__ = [
   'EVALUATORS',
+  'OF_FEATURES',
   'View',
   'check',
   'check_labels',
@@ -39,6 +40,7 @@ EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {
   'segmentation': segmentation,
 }
 _OF_MASKS = ('segmentation',)  # the others want one label an image
+OF_FEATURES = ('knn', 'fewshot', 'linear_probe')  # and no head
 
 
 def check(field: str, texts: Sequence[str]) -> list[tuple[str, dict]]:
@@ -53,8 +55,15 @@ def check(field: str, texts: Sequence[str]) -> list[tuple[str, dict]]:
 
 def check_labels(field: str, texts: Sequence[str], task: Any):
   """Raises UserError for an evaluator that the task's labels are not for."""
-  masks = bool(getattr(task, 'masks', False))
+  masks = getattr(task, 'masks', False)
   for name, _ in check(field, texts):
+    if masks is None:  # no labels are learned; those of the data can be probed
+      if name not in OF_FEATURES:
+        raise UserError(
+          f'{field}: {name!r} is for models with a head; for this task there '
+          f'are {", ".join(OF_FEATURES)}.'
+        )
+      continue
     if (name in _OF_MASKS) != masks:
       fit = [n for n in EVALUATORS if (n in _OF_MASKS) == masks]
       raise UserError(
