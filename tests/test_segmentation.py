@@ -790,3 +790,29 @@ def test_masks_are_not_for_classifiers(small_config):
   config = small_config(data__name='digit_scenes', model__pool='mean')
   with pytest.raises(UserError, match='learns a class for each image'):
     Setup(config)
+
+
+@pytest.mark.slow
+def test_the_evaluator_of_two_processes(tmp_path, root):
+  """Each its share, an odd number of pictures: as by the loop, which is one."""
+  from tests.test_distributed import Cluster
+
+  values = SMALL | {
+    'data.test.split': 'test[:27]',
+    'evaluators': "('segmentation', 'segmentation(whole=True)')",
+    'mesh.data': '1',
+    'mesh.fsdp': '2',
+  }
+  flags = [f'--config.{name}={value}' for name, value in values.items()]
+  flags = ['--config=configs/segment_digits.py', *flags]
+  cluster = Cluster(root, tmp_path / 'run', flags, 2)
+  assert cluster.end(500) == [0, 0], cluster.text()
+  path = tmp_path / 'run'
+  metrics = json.loads((path / 'result.json').read_text())['metrics']
+  for name in ('miou', 'pixel_accuracy', 'iou_background'):
+    for prefix in ('slide', 'whole'):
+      found = metrics[f'eval/test/{prefix}_{name}']
+      assert found == pytest.approx(metrics[f'eval/test/{name}'], abs=1e-4)
+  with np.load(path / 'predictions' / 'slide_segmentation.npz') as kept:
+    np.testing.assert_array_equal(kept['record'], np.arange(27))
+  assert len(list((path / 'worst').glob('*.png'))) == 12

@@ -127,7 +127,8 @@ class Segmenting:
     mesh = local_mesh()
     self._divided = NamedSharding(mesh, PartitionSpec('rows'))
     self._each = NamedSharding(mesh, PartitionSpec())
-    here = multihost_utils.process_allgather(params, tiled=True)
+    with jax.set_mesh(setup.mesh):
+      here = multihost_utils.process_allgather(params, tiled=True)
     self._params = jax.device_put(here, self._each)
     self._batch = -(-_BATCH // mesh.size) * mesh.size
     self._at = functools.lru_cache(8)(self._resampled)

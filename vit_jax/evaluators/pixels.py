@@ -121,7 +121,8 @@ def segmentation(
     found[i] = count(prediction, label, len(names))
   mine = np.array([number for number, _ in records.read], np.int32)
   most = -(-len(source) // jax.process_count())
-  record, found = _exchanged(mine, found[: len(mine)], most)
+  with jax.set_mesh(setup.mesh):
+    record, found = _exchanged(mine, found[: len(mine)], most)
   check_skipped(setup, len(record), len(source))
   each = [_metrics(counts) for counts in found]
   rows = {
