@@ -20,10 +20,10 @@ from vit_jax.errors import UserError
 _LENGTHS = {'train': 20_000, 'test': 500}
 _COUNT = (2, 4)  # digits in 64x64 pixels
 _SIZE = (20.0, 30.0)  # of a digit, pixels
-_EDGE = 10  # pixels from it to the middle of a digit, at least
+_EDGE = 13  # pixels from it to the middle of a digit, at least
 _TURN = math.radians(20)  # at most, either way
 _DARKEST, _LIGHTEST = 20, 110  # greys of the background before noise
-_CONTRAST = (80, 140)  # of a digit, above the lightest
+_CONTRAST = (90, 150)  # of a digit, above the lightest
 # Of the ink of an enlarged digit: from here on it is the digit's pixel. Edges
 # are made steeper about it, so that a label is what is seen.
 _INK, _STEEP = 102, 4.0
