@@ -24,7 +24,9 @@ def get_config():
   config.task.dice = 1.0
 
   config.model.name = 'segmenter'
-  config.model.variant = 'R+Ti/8'  # convolutions first: few digits to learn from
+  config.model.variant = (
+    'R+Ti/8'  # convolutions first: few digits to learn from
+  )
   config.model.width = 128
   config.model.depth = 4
   config.model.heads = 4
