@@ -109,17 +109,26 @@ def train(name: str, seed: int, folder: Path) -> dict:
   return _kept(folder / f'{name}-{seed}.json', make)
 
 
+def _probe_commands(seed: int, folder: Path) -> tuple[list[str], list[str]]:
+  file = folder / f'pre-{seed}.safetensors'
+  convert = ['vit_jax', 'convert', f'--from={folder}/pre-{seed}']
+  evaluate = ['vit_jax', 'evaluate', f'--weights={file}']
+  evaluate += [f'--data=folder:{folder}/mnist', f'--evaluators={PROBES}']
+  return [*convert, f'--to={file}'], evaluate
+
+
+def _peer_command(seed: int, folder: Path) -> list[str]:
+  return ['benchmarks.timm_loop', f'{folder}/mnist', str(EPOCHS), str(seed)]
+
+
 def probe(seed: int, folder: Path) -> dict:
   """What the frozen features of `pre` are worth on MNIST."""
 
   def make():
-    file, log = folder / f'pre-{seed}.safetensors', folder / f'probe-{seed}.log'
-    _run(
-      ['vit_jax', 'convert', f'--from={folder}/pre-{seed}', f'--to={file}'], log
-    )
-    command = ['vit_jax', 'evaluate', f'--weights={file}']
-    command += [f'--data=folder:{folder}/mnist', f'--evaluators={PROBES}']
-    out, seconds = _run([*command, '--json'], log)
+    log = folder / f'probe-{seed}.log'
+    convert, evaluate = _probe_commands(seed, folder)
+    _run(convert, log)
+    out, seconds = _run([*evaluate, '--json'], log)
     return json.loads(out) | {'seconds': seconds}
 
   return _kept(folder / f'probe-{seed}.json', make)
@@ -129,9 +138,9 @@ def peer(seed: int, folder: Path) -> dict:
   """The plain loop of timm and torch."""
 
   def make():
-    command = ['benchmarks.timm_loop', str(folder / 'mnist'), str(EPOCHS)]
-    log = folder / f'timm-{seed}.log'
-    out, seconds = _run([*command, str(seed)], log)
+    out, seconds = _run(
+      _peer_command(seed, folder), folder / f'timm-{seed}.log'
+    )
     return json.loads(out.splitlines()[-1]) | {'seconds': seconds}
 
   return _kept(folder / f'timm-{seed}.json', make)
@@ -178,9 +187,11 @@ def _text(results: dict[str, list[dict]], load: float) -> str:
     t['seconds'] / o['seconds']
     for t, o in zip(results['timm'], results['mnist'], strict=True)
   ]
+  here = Path('W')
+  lines = [['vit_jax', 'train', *_flags(name, 0, here)] for name in TRAINED]
+  lines += [*_probe_commands(0, here), _peer_command(0, here)]
   commands = '\n'.join(
-    'python -m vit_jax train ' + ' '.join(map(_quoted, _flags(n, 0, Path('W'))))
-    for n in TRAINED
+    'python -m ' + ' '.join(map(_quoted, line)) for line in lines
   )
   return f"""# Results that were really run
 

@@ -47,7 +47,6 @@ def _sgd(config):
   config.optim.lr = 0.03
   config.optim.warmup = '500 steps'
   config.optim.weight_decay = 0.0
-
   config.data.train.ops = ('decode', 'inception_crop', 'flip', 'normalize')
   config.data.test.ops = ('decode', 'resize', 'normalize')
 
@@ -58,10 +57,7 @@ def _layers(config):
   config.recipe.update(batch_size=1024, total='100ep', scale='linear')
   config.recipe.devices = 32
 
-  # Of weights of `mae`, which leave it open.
-  config.model.pool = 'mean'
-  config.model.pool_norm = 'after'
-
+  config.model.update(pool='mean', pool_norm='after')  # `mae` leaves it open
   config.task.mixup = 0.8
   config.task.cutmix = 1.0
   config.task.label_smoothing = 0.1

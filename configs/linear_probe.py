@@ -32,7 +32,7 @@ def get_config():
   config.optim.name = 'sgd'
   config.optim.momentum = 0.9
   config.optim.lr = 4e-3
-  config.optim.rates = (('head/.*', 1.0), ('.*', 0.0))
+  config.optim.rates = (('(distill_)?head/.*', 1.0), ('.*', 0.0))
   config.optim.warmup = '0 steps'
   config.optim.weight_decay = 0.0
   config.optim.clip = 0.0

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import SMALL as BASE
 from tests.layouts import apart, furthest
-from vit_jax import cli, config, finetune, step, trees, weights
+from vit_jax import cli, config, finetune, step, trees, weights, workdir
 from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
 from vit_jax.setup import Setup
@@ -200,6 +200,37 @@ def test_many_devices_and_micro_batches_are_one(teacher):
     assert furthest(other.params, state.params) < 1e-5
   dim = {'image': lambda x: x.at[0].multiply(0.5)}
   assert apart(run_steps(single, **dim)[1], losses) > 1e-4
+
+
+def test_a_teacher_neither_comes_nor_goes(teacher, tmp_path):
+  """On resume; that it moved is no difference."""
+  taught, alone = load(teacher[0]), load('')
+  for saved, other in ((taught, alone), (alone, taught)):
+    text = config.to_json(saved)
+    workdir.write_json(tmp_path / 'config.json', text)
+    workdir.check_resumable(tmp_path, saved)
+    with pytest.raises(UserError, match='config.task.teacher was'):
+      workdir.check_resumable(tmp_path, other)
+  workdir.write_json(tmp_path / 'config.json', config.to_json(taught))
+  workdir.check_resumable(tmp_path, load('elsewhere.npz'))
+
+
+def test_names_of_classes_have_to_agree(tmp_path):
+  """Where both have names: of data that are only stated there are none."""
+  path, model, params = saved(tmp_path / 't.safetensors')
+  seen = Preprocessing((8, 8), (0.5,), (0.5,))
+  given = {'format': 'vit_jax', 'preprocessing': seen}
+  weights.save(path, model, params, labels=DIGITS[::-1], **given)
+  known = DataInfo(DIGITS, (8, 8), 1, 1437, 'known')
+  texts = ('range(-1, 1)',)
+  with pytest.raises(UserError, match='in the same order'):
+    open_teacher(str(path), known, texts, 'float32')
+  open_teacher(str(path), INFO, texts, 'float32')
+  weights.save(path, model, params, labels=DIGITS, **given)
+  open_teacher(str(path), known, texts, 'float32')
+  others = tuple('abcdefghij')  # of the same, in other words, for all we know
+  weights.save(path, model, params, labels=others, **given)
+  open_teacher(str(path), known, texts, 'float32')
 
 
 def train(path, teacher, *more):

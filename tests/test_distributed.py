@@ -380,3 +380,15 @@ def _waits(pid):
   return any(
     pipe.startswith('pipe:') and pipes.count(pipe) > 1 for pipe in pipes
   )
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_divided(two, tmp_path, root, flags):
+  """Its parameters are on both processes; its digest is of all of them."""
+  more = ['--config.mesh.data=1', '--config.mesh.fsdp=2']
+  more += [f'--config.task.teacher={two.path}', '--config.total=6 steps']
+  cluster = Cluster(root, tmp_path / 'run', [*flags, *more], 2)
+  assert cluster.end() == [0, 0], cluster.text()
+  kept = workdir.read_json(tmp_path / 'run' / 'provenance.json')['teacher']
+  lines = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
+  assert len(kept) == 64 and 'train/agreement' in lines[0]

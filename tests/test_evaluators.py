@@ -228,6 +228,35 @@ def test_the_command(run, capsys, tmp_path):
     assert share == pytest.approx(result[name])
 
 
+def test_a_call_twice_is_kept_twice(run, capsys, tmp_path):
+  flags = [f'--workdir={run}', '--json', f'--pictures={tmp_path}']
+  calls = '--evaluators=fewshot(3), fewshot(3, seed=1)'
+  assert cli.main(['evaluate', *flags, calls]) == 0
+  result = json.loads(capsys.readouterr().out)
+  for name in ('fewshot_3', 'fewshot_3_again1'):
+    rows = np.load(tmp_path / 'predictions' / f'{name}.npz')
+    share = (rows['prediction'] == rows['label']).mean()
+    assert share == pytest.approx(result[name])
+  assert result['fewshot_3'] != result['fewshot_3_again1']
+
+
+def test_features_of_weights_for_other_classes(run, capsys, tmp_path):
+  """Or without a head: what the head would say is then left out."""
+  from tests.conftest import red_and_blue
+
+  file = tmp_path / 'w.safetensors'
+  assert cli.main(['convert', f'--from={run}', f'--to={file}']) == 0
+  data = red_and_blue(tmp_path / 'two', 20, 8, 8)
+  flags = [f'--weights={file}', f'--data=folder:{data}', '--json']
+  capsys.readouterr()
+  assert cli.main(['evaluate', *flags, '--evaluators=knn(1)']) == 0
+  result = json.loads(capsys.readouterr().out)
+  assert 0 <= result['knn_1'] <= 1 and 'accuracy' not in result
+  assert cli.main(['evaluate', *flags]) == 2
+  assert cli.main(['evaluate', *flags, '--evaluators=classification']) == 2
+  assert 'has 10 classes' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   'calls, words',
   [

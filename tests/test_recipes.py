@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import red_and_blue
 from vit_jax import config as config_lib
@@ -289,17 +290,36 @@ def file(tmp_path_factory):
   return path
 
 
+def masked(pictures):
+  """The pictures again, of each a mask of two classes, 1 and 2."""
+  path = pictures / 'masked'
+  for folder in ('images', 'masks'):
+    (path / folder).mkdir(parents=True, exist_ok=True)
+  for i, file in enumerate(sorted((pictures / 'train').rglob('*.png'))):
+    with Image.open(file) as image:
+      image.save(path / 'images' / f'{i}.png')
+      mask = np.ones(image.size[::-1], np.uint8)
+    mask[:, ::2] = 2
+    Image.fromarray(mask).save(path / 'masks' / f'{i}.png')
+  return path
+
+
 def tiny(target, pictures, file, workdir):
   """The recipe on small pictures of another source, from other weights."""
   config, changed = load(target), dict(TINY)
-  if config.data.name != 'digits':
+  masks = config.task.name == 'segmentation'
+  if config.data.name not in ('digits', 'digit_scenes'):
     changed |= {'data__name': f'folder:{pictures}'}
     changed |= {'data__examples': '0', 'data__classes': '0'}
+    if masks:
+      changed |= {'data__name': f'masks:{masked(pictures)}'}
     patch = re.sub('.*/', '', config.model.variant)
     changed['size'] = str({'4': 28, '14': 28}.get(patch, 32))
+  if masks:  # which have no head
+    changed = {k: v for k, v in changed.items() if 'head_bias' not in k}
   if config.model.variant.startswith('R50'):
     changed |= {'model__variant': 'R+Ti/16'}  # a shorter stem
-  if config.init_head == 'new':
+  if config.init_head == 'new' and config.data.name != 'digits':
     changed |= {'init_from': str(file), 'size': '32'}
   return finetune.adopt(load(target, **changed), workdir)
 
@@ -337,7 +357,7 @@ def moved(before, after):
 
 
 # Each compiles for seconds: the rest is for `make test-slow`.
-QUICK = ('deit_i1k', 'deit3_i1k', 'linear_probe')
+QUICK = ('deit_i1k', 'linear_probe')
 
 
 @pytest.mark.parametrize(
@@ -352,5 +372,7 @@ def test_two_steps_of_every_recipe(target, two_steps):
   assert len(losses) == 2 and all(map(math.isfinite, losses))
   if target == 'linear_probe':
     assert moved(before, after) == {'head'}
+  elif target.startswith(('segment', 'mae_i1k')) or target == 'mae_digits':
+    assert {'decoder', 'encoder', 'embed'} <= moved(before, after)
   else:  # the control: others train the trunk
     assert {'head', 'encoder'} <= moved(before, after)

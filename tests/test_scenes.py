@@ -15,7 +15,7 @@ def same(a, b):
 def test_scenes_are_functions_of_split_and_index():
   train = data.open_split('digit_scenes', 'train')
   test = data.open_split('digit_scenes', 'test')
-  assert (len(train), len(test)) == (4000, 500)
+  assert (len(train), len(test)) == (20_000, 500)
   assert train.classes == ('background', *'0123456789')
   assert (train.size, train.channels, train.masks) == ((64, 64), 1, True)
   part = data.open_split('digit_scenes', 'train[3000:3010]')
@@ -73,7 +73,7 @@ def test_there_is_room_for_all_digits(side):
     ('digit_scenes:big', 'train', "write 'digit_scenes' or"),
     ('digit_scenes:31', 'train', '32 to 1024'),
     ('digit_scenes', 'val', "digit_scenes has no split 'val'"),
-    ('digit_scenes', 'train[5000:]', 'selects none of the 4000'),
+    ('digit_scenes', 'train[50000:]', 'selects none of the 20000'),
     ('digit_scene', 'train', "Did you mean 'digit_scenes'?"),
     ('digit_scenes*0.5+digits*0.5', 'train', 'have different classes'),
   ],

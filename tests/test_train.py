@@ -121,7 +121,9 @@ def test_two_halves_are_one_run(whole, tmp_path, lines):
     ]
     for p in (tmp_path, path)
   )
-  assert lines == expected  # each step stands once, with the same numbers
+  # Each step stands once, with the same numbers; saved were they elsewhere.
+  lines, expected = ([x for x in y if len(x) > 1] for y in (lines, expected))
+  assert lines == expected
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,8 @@ def test_evaluation_of_a_checkpoint_is_that_of_the_run(whole):
   result = evaluate.run(*opened(path))
   lines = writers.read_metrics(path / 'metrics.jsonl')
   assert result['count'] == 360
-  assert result['accuracy'] == lines[-1]['eval/test/accuracy']
+  told = [x for x in lines if 'eval/test/accuracy' in x]
+  assert result['accuracy'] == told[-1]['eval/test/accuracy']
   raw = evaluate.run(*opened(path, raw=True))
   assert raw['loss'] != result['loss']
   part = evaluate.run(*opened(path), split='train[1150:]')

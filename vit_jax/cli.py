@@ -100,15 +100,17 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+  from vit_jax.config import find_file
   from vit_jax.sweeps import run
 
   if args.launch == 'local' or args.dry_run:
     _refuse_slurm(args)
     return run.run(args, args.overrides, args.stop)
   run.check(args, args.overrides)
+  path = find_file('--experiment', str(args.experiment), 'experiments')
   from vit_jax.launch import slurm
 
-  argv = ['sweep', f'--experiment={args.experiment.absolute()}']
+  argv = ['sweep', f'--experiment={path.absolute()}']
   argv += [f'--workdir={args.workdir}', f'--retries={args.retries}']
   argv += [f'--storage={args.storage}']
   argv += [f'--config.{path}={value}' for path, value in args.overrides]
@@ -189,7 +191,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
   calls = evaluators.split_calls(args.evaluators)
   evaluators.check('--evaluators', calls)
-  setup, params, source = _open(args)
+  features = {name for name, _ in evaluators.check('', calls)}
+  headless = bool(features) and features <= set(evaluators.OF_FEATURES)
+  setup, params, source = _open(args, headless)
   result = source | evaluate.run(
     setup,
     params,
@@ -213,6 +217,17 @@ def _predict(args: argparse.Namespace) -> int:
   from vit_jax import predict
 
   setup, params, _ = _open(args)
+  if getattr(setup.task, 'masks', False):
+    found = predict.segment(setup, params, args.images, args.output, args.whole)
+    for result in found:
+      shares = result['shares'].items()
+      words = ', '.join(f'{k} {v:.1%}' for k, v in shares if v)
+      line = f'{result["file"]}\t{result["overlay"]}\t{words}'
+      print(json.dumps(result) if args.json else line)
+    return 0
+  if args.output or args.whole:
+    flag = '--output' if args.output else '--whole'
+    raise UserError(f'{flag} is for runs of segmentation.')
   for result in predict.run(setup, params, args.images):
     if args.json:
       print(json.dumps(result))
@@ -316,7 +331,7 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
   for name in ('output', 'keep', 'pictures'):
     if path := getattr(args, name, None):
       suffix = {'report': '.html', 'data': '.png'}.get(args.command, '')
-      folder = args.command == 'viz' or name == 'pictures'
+      folder = args.command in ('viz', 'predict') or name == 'pictures'
       check_output(f'--{name}', path, folder, suffix)
   args.overrides, args.stop = overrides, stop
   if args.command in ('train', 'sweep'):

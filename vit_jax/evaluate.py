@@ -11,7 +11,7 @@ from vit_jax import checkpoint
 from vit_jax import config as config_lib
 from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
-from vit_jax.evaluators import View, run_all
+from vit_jax.evaluators import View, check_labels, run_all
 from vit_jax.evaluators.view import check_skipped, collect, write_rows
 from vit_jax.setup import Setup
 from vit_jax.workdir import read_data_info, read_json
@@ -119,9 +119,13 @@ def run(
     evaluators: calls of evaluators.EVALUATORS.
     pictures: a folder for what they draw.
   """
+  check_labels('--evaluators', evaluators, setup.task)
   name = split or (setup.evaluations or ['test'])[0]
   loader = setup.loader(name, setup.source(name))
   with jax.set_mesh(setup.mesh):
-    result = {'split': name, **evaluate(setup, loader, params, keep)}
+    result = {'split': name}
+    # Of features alone: weights may have no head, or one for other classes.
+    if getattr(setup.model, 'classes', 0) == len(setup.info.classes):
+      result |= evaluate(setup, loader, params, keep)
     view = View(setup, params, loader, pictures)
     return result | run_all('--evaluators', evaluators, view)

@@ -17,11 +17,12 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import config as config_lib
-from vit_jax import origin, trees, weights
+from vit_jax import models, origin, trees, weights
 from vit_jax.data import open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluate import load_run
 from vit_jax.models.mae import MAE, without_decoder
+from vit_jax.models.segmenter import READING, trunk
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
@@ -40,6 +41,7 @@ TRAINING = (
   'remat',
   'unroll',
   'head_bias',
+  'decoder_dropout',
 )
 
 
@@ -76,10 +78,11 @@ def open_weights(
     data: a source ('folder:PATH') of which the classes are the weights', in
       their order; None: predictions only.
     options: of weights.load.
-    headless: whether weights without a head will do.
+    headless: whether weights without a head, or for other classes than those
+      of the data, will do.
 
   Raises:
-    UserError: weights without a head, or data with another number of classes.
+    UserError: they do not.
   """
   model, params, info = weights.load(path, **options)
   _tell(path, info)
@@ -91,7 +94,7 @@ def open_weights(
   fingerprint, examples = '', 1
   if data:
     source = open_split(data, 'test')
-    if len(source.classes) != model.classes:
+    if len(source.classes) != model.classes and not headless:
       raise UserError(
         f'{path} has {model.classes} classes, {data} {len(source.classes)}.'
       )
@@ -174,7 +177,12 @@ def adopt(
     size, channels = config.size or seen.size, len(seen.mean)
     normal = f'normalize({seen.mean}, {seen.std})'
   values['size'], values['channels'] = config.size or size, channels
-  own = set(keyword_fields(ViT)) - set(TRAINING)
+  fields = keyword_fields(ViT)
+  if 'segmenter' in (config.model.name, found.get('name')):
+    found = trunk(found)
+    if config.init_head == 'keep':  # and so the decoder
+      fields |= keyword_fields(models.MODELS[config.model.name])
+  own = set(fields) - set(TRAINING)
   values['model'] |= {name: found[name] for name in own if name in found}
   for group in values['data'].values():
     if isinstance(group, dict):
@@ -222,6 +230,13 @@ def _parameters(
   path, new = config.init_from, config.init_head == 'new'
   known = origin.found(path)[0]['classes']
   classes = 0 if isinstance(setup.model, MAE) else len(info.classes)
+  names = [name for name, _ in trees.paths(setup.abstract_state.params)]
+
+  def put(name, array):
+    # Of weights that pool, a model that does not has no use for these.
+    unused = name not in names and name.split('/')[0] in READING
+    return jnp.asarray(array) if unused else place(name, array)
+
   if not new and known != classes:
     raise UserError(
       f'config.init_from = {path!r} has {known} classes, the model {classes}. '
@@ -229,26 +244,25 @@ def _parameters(
     )
   if not origin.is_run(path):
     fit = {'size': info.size, 'classes': 0 if new else classes}
-    _, params, found = weights.load(path, **fit, new_head=new, place=place)
+    _, params, found = weights.load(path, **fit, new_head=new, place=put)
     _tell(path, found)
     flat = flatten_dict(params, sep='/')
   else:
     run, _, params = load_run(Path(path), None, raw=False)
     _, change = refit(run.model, run.info.size, info.size)
     flat = {
-      key: place(key, change(key, np.asarray(leaf)))
+      key: put(key, change(key, np.asarray(leaf)))
       for key, leaf in flatten_dict(params, sep='/').items()
       if not (new and is_head(key))
     }
   flat = (fresh if new else {}) | flat
-  names = [name for name, _ in trees.paths(setup.abstract_state.params)]
   lacking = [name for name in names if name not in flat]
   if lacking:
     raise UserError(
       f'config.init_from = {path!r} has no {lacking[0]}, which the model has. '
       "Is it of the head? config.init_head='new' makes a new one."
     )
-  return unflatten_dict(flat, sep='/')
+  return unflatten_dict({name: flat[name] for name in names}, sep='/')
 
 
 def initial(setup: Setup) -> TrainState:
@@ -264,7 +278,7 @@ def initial(setup: Setup) -> TrainState:
   fresh = {
     path: leaf
     for path, leaf in trees.paths(state.params)
-    if is_head(path) or path.split('/')[0] in ('pool', 'representation')
+    if is_head(path) or path.split('/')[0] in READING
   }
   state = state.replace(params=None, ema=None)  # makes room
   params = _parameters(setup, _placer(setup.abstract_state.params), fresh)

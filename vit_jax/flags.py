@@ -114,10 +114,14 @@ def parser() -> argparse.ArgumentParser:
     '--evaluators',
     default='',
     metavar="'NAME(...), ...'",
-    help='classification, knn, fewshot, linear_probe, real, on, imagenet_c',
+    help='classification, knn, fewshot, linear_probe, real, on, imagenet_c, '
+    'segmentation',
   )
   evaluate.add_argument(
-    '--pictures', type=Path, metavar='DIR', help='for what evaluators draw'
+    '--pictures',
+    type=Path,
+    metavar='DIR',
+    help='for what evaluators draw, and what they have of each example',
   )
   report = add('report', 'what runs reached, as a page')
   report.add_argument(
@@ -139,8 +143,19 @@ def parser() -> argparse.ArgumentParser:
     help='of two runs: what differs in config, code, versions, data, devices',
   )
   report.add_argument('--json', action='store_true', help='of --diff')
-  predict = add('predict', 'class and probability of image files')
+  predict = add('predict', 'class and probability of image files; or masks')
   _source_flags(predict)
+  predict.add_argument(
+    '--output',
+    type=Path,
+    metavar='DIR',
+    help='of segmentation: for the pictures; default: beside the images',
+  )
+  predict.add_argument(
+    '--whole',
+    action='store_true',
+    help='of segmentation: the image at once, not by sliding windows',
+  )
   predict.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
   viz = add('viz', 'attention, features, filters of a model as pictures')
   _source_flags(viz, json=False)

@@ -30,6 +30,7 @@ ORDER = (
   'representation',
   'head',
   'distill_head',
+  'decoder',
 )
 REMATS = ('none', 'dots', 'full')
 
@@ -103,7 +104,7 @@ def report(
   return {
     'model': {
       'classes': model.classes,
-      **{name: getattr(model, name) for name in keyword_fields(ViT)},
+      **{name: getattr(model, name) for name in keyword_fields(type(model))},
     },
     'size': list(size),
     'channels': channels,

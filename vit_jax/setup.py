@@ -148,9 +148,11 @@ class Setup:
       info = self._info(self.train_source)
     self.info = info
     self.model = model or self._model()
-    self.task = tasks.TASKS[config.task.name](
-      classes=len(info.classes), **_fields(config.task)
-    )
+    task, known = tasks.TASKS[config.task.name], {}
+    if getattr(task, 'masks', False):
+      known['names'] = info.classes
+    self.task = task(classes=len(info.classes), **known, **_fields(config.task))
+    evaluators.check_labels('config.evaluators', config.evaluators, self.task)
     self.total = self.steps(config.total, 'config.total')
     if self.total < 1:
       raise UserError(f'config.total = {config.total!r}: no steps at all.')

@@ -33,9 +33,10 @@ RULES = (
   (r'mlp/(up|gate)/kernel$', ('fsdp', 'tensor')),
   (r'mlp/(up|gate)/bias$', ('tensor',)),
   (r'mlp/down/kernel$', ('tensor', 'fsdp')),
-  (r'(embed|head)/linear/kernel$', ('fsdp', None)),
+  (r'(embed|head|decoder)/linear/kernel$', ('fsdp', None)),
   (r'representation/kernel$', ('fsdp', None)),
-  (r'decoder/(embed|pixels)/kernel$', ('fsdp', None)),
+  (r'decoder/(embed|pixels|\w+_projection)/kernel$', ('fsdp', None)),
+  (r'decoder/classes$', (None, 'fsdp')),
   (r'positions/table$', (None, 'fsdp')),
 )
 

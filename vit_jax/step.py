@@ -146,6 +146,8 @@ def make_train_step(
     grads, sums = _sums_and_grads(
       task, apply, state.params, batch, key, accumulate
     )
+    # A batch of which nothing is counted has a gradient of 0, not of 0 / 0.
+    sums = {n: (t, jnp.where(w > 0, w, 1)) for n, (t, w) in sums.items()}
     weight = sums['loss'][1]
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt = optimizer.update(grads, state.optimizer, state.params)
@@ -185,7 +187,9 @@ def make_eval_step(
       return jnp.where(where, value, 0).sum(0), mask.sum()
 
     sums = jax.tree.map(total, values)
-    each = {'mask': mask, 'label': batch['label'], **outputs, **values}
+    each = {'mask': mask, **outputs, **values}
+    if batch['label'].ndim == 1:  # masks are not kept
+      each['label'] = batch['label']
     return sums, each
 
   return eval_step

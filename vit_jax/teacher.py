@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax import origin
+from vit_jax import origin, weights
 from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
@@ -55,6 +55,13 @@ class Teacher:
     return jax.eval_shape(self.model.init, jax.random.key(0), image)['params']
 
 
+def _names(path: str) -> tuple[str, ...]:
+  """Of the teacher's classes; of a file they may be others for the same."""
+  if origin.is_run(path):
+    return read_data_info(Path(path)).classes
+  return tuple(weights.describe(path)[2].labels or ())
+
+
 def open_teacher(
   path: str, info: DataInfo, texts: tuple[str, ...], dtype: str
 ) -> Teacher:
@@ -74,13 +81,17 @@ def open_teacher(
     raise UserError(f'{field}: no such file of weights, nor workdir of a run.')
   fields, sees = origin.found(path)
   known = fields['classes']
-  names = read_data_info(Path(path)).classes if origin.is_run(path) else ()
-  if known != len(info.classes) or (names and names != info.classes):
+  # Of data that are only stated (`plan`) no name is known.
+  names = _names(path) if info.fingerprint else ()
+  same = names == info.classes or sorted(names) != sorted(info.classes)
+  if origin.is_run(path):
+    same = not names or names == info.classes
+  if known != len(info.classes) or not same:
     raise UserError(
       f'{field} tells {known} classes'
       + (f' ({", ".join(names[:3])}, ...)' if names else '')
       + f', the data have {len(info.classes)} ({", ".join(info.classes[:3])}, '
-      '...): a teacher has to tell the same ones.'
+      '...): a teacher has to tell the same ones in the same order.'
     )
   if len(sees.mean) < info.channels:
     raise UserError(

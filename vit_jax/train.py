@@ -185,9 +185,11 @@ def _loop(
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
   state = _restore(setup, path, checkpoints)
   given = finetune.given(setup)
-  if given and primary:
+  if given:
+    digest = trees.digest(given)  # by all processes: it may be divided
     name = f'config.task.teacher = {setup.teacher.path!r}'
-    workdir.check_same(path, 'teacher', trees.digest(given), name)
+    if primary:
+      workdir.check_same(path, 'teacher', digest, name)
   start = int(state.step)
   terminal = Terminal(setup.total, start, primary)
   if failed is None:

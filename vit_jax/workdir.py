@@ -136,6 +136,8 @@ def check_resumable(path: Path, config: ml_collections.FrozenConfigDict):
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name)
     and not {name, name.split('.')[0]} & set(RESUMABLE)
+    or name == 'task.teacher'  # may move, not come or go
+    and bool(old.get(name)) != bool(new.get(name))
   ]
   if changed:
     raise UserError(

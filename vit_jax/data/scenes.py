@@ -17,13 +17,13 @@ from vit_jax.data.sources import (
 )
 from vit_jax.errors import UserError
 
-_LENGTHS = {'train': 4000, 'test': 500}
-_COUNT = (2, 5)  # digits in 64x64 pixels
-_SIZE = (16.0, 28.0)  # of a digit, pixels
-_EDGE = 10  # pixels from it to the middle of a digit, at least
+_LENGTHS = {'train': 20_000, 'test': 500}
+_COUNT = (2, 4)  # digits in 64x64 pixels
+_SIZE = (20.0, 30.0)  # of a digit, pixels
+_EDGE = 13  # pixels from it to the middle of a digit, at least
 _TURN = math.radians(20)  # at most, either way
 _DARKEST, _LIGHTEST = 20, 110  # greys of the background before noise
-_CONTRAST = (60, 130)  # of a digit, above the lightest
+_CONTRAST = (90, 150)  # of a digit, above the lightest
 # Of the ink of an enlarged digit: from here on it is the digit's pixel. Edges
 # are made steeper about it, so that a label is what is seen.
 _INK, _STEEP = 102, 4.0
@@ -88,10 +88,10 @@ def _ground(rng: np.random.Generator, side: int) -> np.ndarray:
 class DigitScenes:
   """Real digits at random places, by pixel: `digit_scenes` or `:SIDE`.
 
-  Grey, SIDE (64) pixels square, with 2 to 5 digits of 16 to 28 pixels (more in
+  Grey, SIDE (64) pixels square, with 2 to 4 digits of 20 to 30 pixels (more in
   larger scenes, by the area), turned, in greys of their own, the later ones on
   top; on a gradient with strokes, noise, and pieces of digits that are none.
-  Those of 'train' (4,000 scenes) and of 'test' (500) are of the same splits of
+  Those of 'train' (20,000 scenes) and of 'test' (500) are of the same splits of
   `Digits`. A scene is a pure function of (split, index, SIDE); where all fit
   `cache_mb` each is drawn once.
   """

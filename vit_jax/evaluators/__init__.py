@@ -6,17 +6,28 @@ arguments, to metrics by name. `view.py` has what they share.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
+from vit_jax.errors import UserError
 from vit_jax.evaluators.calibration import classification
 from vit_jax.evaluators.neighbours import knn
+from vit_jax.evaluators.pixels import segmentation
 from vit_jax.evaluators.probes import fewshot, linear_probe
 from vit_jax.evaluators.sets import imagenet_c, on, real
 from vit_jax.evaluators.view import View, local_mesh
 from vit_jax.schema import parse_call
 
-__all__ = ['EVALUATORS', 'View', 'check', 'run_all', 'split_calls']
+__all__ = [
+  'EVALUATORS',
+  'OF_FEATURES',
+  'View',
+  'check',
+  'check_labels',
+  'run_all',
+  'split_calls',
+]
 
 EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {
   'classification': classification,
@@ -26,7 +37,10 @@ EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {
   'real': real,
   'on': on,
   'imagenet_c': imagenet_c,
+  'segmentation': segmentation,
 }
+_OF_MASKS = ('segmentation',)  # the others want one label an image
+OF_FEATURES = ('knn', 'fewshot', 'linear_probe')  # and no head
 
 
 def check(field: str, texts: Sequence[str]) -> list[tuple[str, dict]]:
@@ -37,6 +51,26 @@ def check(field: str, texts: Sequence[str]) -> list[tuple[str, dict]]:
   """
   given = {'table': EVALUATORS, 'given': 1, 'what': 'evaluator'}
   return [parse_call(field, text, **given) for text in texts]
+
+
+def check_labels(field: str, texts: Sequence[str], task: Any):
+  """Raises UserError for an evaluator that the task's labels are not for."""
+  masks = getattr(task, 'masks', False)
+  for name, _ in check(field, texts):
+    if masks is None:  # no labels are learned; those of the data can be probed
+      if name not in OF_FEATURES:
+        raise UserError(
+          f'{field}: {name!r} is for models with a head; for this task there '
+          f'are {", ".join(OF_FEATURES)}.'
+        )
+      continue
+    if (name in _OF_MASKS) != masks:
+      fit = [n for n in EVALUATORS if (n in _OF_MASKS) == masks]
+      raise UserError(
+        f'{field}: {name!r} is for '
+        + ('one label an image' if masks else 'masks')
+        + f'; the labels of this task have {", ".join(fit)}.'
+      )
 
 
 def run_all(field: str, texts: Sequence[str], view: View) -> dict[str, float]:

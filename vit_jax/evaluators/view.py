@@ -95,6 +95,7 @@ class View:
   ):
     self.setup, self.params, self.loader = setup, params, loader
     self.folder = folder
+    self._kept: dict[str, int] = {}
 
   def _collect(self, loader: Loader, step: Any, what: str) -> Rows:
     with jax.set_mesh(self.setup.mesh):
@@ -122,6 +123,9 @@ class View:
     in the split, is that of `features` if it is not given.
     """
     if self.folder:
+      number = self._kept.get(name, 0)
+      self._kept[name] = number + 1
+      name = f'{name}_again{number}' if number else name  # as the metric
       if 'record' not in rows:
         rows['record'] = self._own['record']
       write_rows(self.folder / 'predictions' / f'{name}.npz', rows)

@@ -1,6 +1,7 @@
 """Models. `MODELS` is the table of `config.model.name`."""
 
 from vit_jax.models.mae import MAE
+from vit_jax.models.segmenter import Segmenter
 from vit_jax.models.vit import ViT
 
-MODELS = {'vit': ViT, 'mae': MAE}
+MODELS = {'vit': ViT, 'segmenter': Segmenter, 'mae': MAE}

@@ -2,6 +2,7 @@
 
 from vit_jax.models.mae import MAE
 from vit_jax.models.patches import grid
+from vit_jax.models.segmenter import Segmenter
 from vit_jax.models.variants import STEMS, parse
 from vit_jax.models.vit import ViT
 
@@ -36,6 +37,24 @@ def _stem(
   return total, inputs
 
 
+def _decoder(model: Segmenter, size: tuple[int, int]) -> int:
+  """FLOPs of a segmenter's decoder, and of the enlargement of its scores."""
+  patches, classes = grid(size, model.patch), model.classes
+  gh, gw = (n * model.detail for n in patches)
+  total = 2 * classes * (size[0] * gh * gw + size[0] * size[1] * gw)
+  total *= model.detail < model.patch
+  n, inputs = patches[0] * patches[1], model.shape.width
+  inputs *= len(model.features) or 1
+  if model.decoder == 'linear':
+    return total + 2 * inputs * gh * gw * classes
+  d, _ = model.decoder_shape
+  tokens = n + classes
+  mlp = (24 if model.mlp == 'swiglu' else 16) * tokens * d * d
+  block = 8 * tokens * d * d + mlp + 4 * tokens * tokens * d
+  ends = 2 * n * inputs * d + 2 * (gh * gw + classes) * d * d
+  return total + model.decoder_depth * block + ends + 2 * gh * gw * classes * d
+
+
 def forward(
   model: ViT, size: tuple[int, int], channels: int = 3, *, train: bool = False
 ) -> dict[str, int]:
@@ -67,6 +86,8 @@ def forward(
   outputs = n if model.pool == 'none' else 1
   if model.representation:
     parts['representation'] = 2 * outputs * d * model.representation
+  if isinstance(model, Segmenter):
+    return parts | {'decoder': _decoder(model, size)}
   if model.classes and not isinstance(model, MAE):
     one = 2 * (model.representation or d) * model.classes
     parts['head'] = outputs * one

@@ -76,7 +76,9 @@ def _load(group: Group, name: str) -> tuple[np.ndarray, np.ndarray] | None:
       with np.load(run.predictions) as file:
         if name not in file:
           return None
-        which.append(np.stack((file['record'], file['label'])))
+        # Those of segmentation keep no labels, but the pixels of each class.
+        label = file['label'] if 'label' in file else file['true'].argmax(1)
+        which.append(np.stack((file['record'], label)))
         values.append(file[name])
   if not which or not all(np.array_equal(w, which[0]) for w in which):
     return None

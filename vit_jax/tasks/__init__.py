@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.reconstruction import Reconstruction
+from vit_jax.tasks.segmentation import Segmentation
 
 Batch = dict[str, jax.Array]
 Sums = tuple[jax.Array, jax.Array]  # (sum over examples, their total weight)
@@ -51,12 +52,14 @@ class Task(Protocol):
     """What `predict` shows for images (B, h, w, c)."""
     ...
 
-  # Optional. masks: whether labels are masks, a class for each pixel; None:
-  # they are not used. show(apply, params, batch) -> pictures (B, h, w, c) by
-  # name, for the panels that a run draws of its first split (viz/panels.py).
+  # Optional. masks: whether labels are masks, a class for each pixel (the task
+  # is then told the classes' `names`); None: they are not used. show(apply,
+  # params, batch) -> pictures (B, h, w, c), or classes (B, h, w), by name, for
+  # the panels that a run draws of its first split (viz/panels.py).
 
 
 TASKS = {
   'classification': Classification,
   'reconstruction': Reconstruction,
+  'segmentation': Segmentation,
 }

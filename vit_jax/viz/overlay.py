@@ -1,12 +1,14 @@
 """Masks as colours on their pictures."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vit_jax.data.sources import IGNORE
+from vit_jax.viz.contact_sheet import draw_contact_sheet
 
 
 def _colors() -> UInt8[np.ndarray, '256 3']:
@@ -48,3 +50,28 @@ def legend(
     ('ignored' if i == IGNORE else classes[i], tuple(COLORS[i].tolist()))
     for i in np.unique(masks).tolist()
   ]
+
+
+def draw_masks(
+  picture: UInt8[np.ndarray, 'h w c'],
+  masks: Mapping[str, UInt8[np.ndarray, 'h w']],
+  classes: Sequence[str],
+  title: str,
+  path: Path,
+):
+  """Writes a PNG: the picture, its masks by name, and the last one over it.
+
+  At the picture's own size, or a multiple of it; below, what colours mean.
+  """
+  every = np.stack(list(masks.values()))
+  shown = {'image': overlay(picture, every[0], 0.0)}
+  shown |= {name: COLORS[mask] for name, mask in masks.items()}
+  shown['overlay'] = overlay(picture, every[-1])
+  draw_contact_sheet(
+    np.stack(list(shown.values())),
+    list(shown),
+    title,
+    path,
+    columns=len(shown),
+    legend=legend(every, classes),
+  )

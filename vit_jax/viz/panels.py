@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vit_jax import distributed
 from vit_jax.data import ops
@@ -17,14 +17,18 @@ from vit_jax.data.loader import Loader
 from vit_jax.evaluators.view import fetch
 from vit_jax.setup import Setup
 from vit_jax.viz.contact_sheet import draw_contact_sheet
+from vit_jax.viz.overlay import COLORS
 
 _EXAMPLES = 16  # of a split
 
 
 def pixels(
-  setup: Setup, images: Float[np.ndarray, 'B h w c']
-) -> UInt8[np.ndarray, 'B h w c']:
-  """Images in the model's range of values -> bytes."""
+  setup: Setup,
+  images: Float[np.ndarray, 'B h w c'] | Int[np.ndarray, 'B h w'],
+) -> UInt8[np.ndarray, 'B h w d']:
+  """Images in the model's range of values -> bytes; classes -> colours."""
+  if images.ndim == 3:
+    return COLORS[images]
   texts = setup.config.data.test.ops
   return np.stack([ops.undo(texts, image) for image in images])
 
@@ -42,6 +46,8 @@ def draw(
     return
   kept = np.flatnonzero(found.pop('mask'))[:_EXAMPLES]
   shown = {name: pixels(setup, images[kept]) for name, images in found.items()}
+  if len({images.shape[-1] for images in shown.values()}) > 1:  # grey, RGB
+    shown = {n: np.broadcast_to(x, (*x.shape[:3], 3)) for n, x in shown.items()}
   rows = [images[i] for i in range(len(kept)) for images in shown.values()]
   draw_contact_sheet(
     np.stack(rows),
