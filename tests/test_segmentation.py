@@ -698,7 +698,8 @@ def test_from_the_weights_of_a_classifier(tmp_path, fields):
     if name.startswith('decoder'):
       fresh = dict(trees.paths(random))[name]
       np.testing.assert_array_equal(leaf, fresh)
-      assert 'kernel' not in name or np.asarray(leaf).any()
+      zero = 'kernel' not in name or 'linear' in name  # at first
+      assert zero or np.asarray(leaf).any()
     elif name == 'positions/table':
       assert leaf.shape == (16 + len(vit.special), 16)
     else:
