@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -207,7 +208,7 @@ def test_what_is_shipped(file, capsys):
   best = 'r2' if file.stem == 'masked_pretraining' else 'accuracy'
   assert all(p.metric == f'eval/test/{best}' for p in plans)
   run_lib.dry_run(experiment, Path('nowhere'))
-  assert 'config.total' in capsys.readouterr().out
+  assert re.search(r'config\.(total|seed)', capsys.readouterr().out)
   if file.stem == 'depth_or_width':
     costs = []
     for planned in plans:
