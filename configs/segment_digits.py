@@ -3,9 +3,9 @@
   python -m vit_jax train --config=configs/segment_digits.py --workdir=W
   python -m vit_jax predict --workdir=W --output=overlays PICTURE.png
 
-Expected: eval/test/miou 0.79 (seed 0, 950 steps, in 268 s with another job in
-  the first minute, on scenes of a little less contrast and with digits nearer to
-  the edge than now; these 850 steps were not measured).
+Expected: eval/test/miou 0.79 (seed 0, 950 steps, in 268 s, beside another job
+  in the first minute, on scenes of a little less contrast and with digits
+  nearer to the edge than now; these 850 steps were not measured).
   Hardware: 2 CPU cores. Run here: yes, as said.
 """
 
