@@ -3,9 +3,10 @@
   python -m vit_jax train --config=configs/segment_digits.py --workdir=W
   python -m vit_jax predict --workdir=W --output=overlays PICTURE.png
 
-Expected: PENDING
-  Hardware: 2 CPU cores.
-Run here: yes.
+Expected: eval/test/miou 0.79 (seed 0, 950 steps, in 268 s, beside another job
+  in the first minute, on scenes of a little less contrast and with digits
+  nearer to the edge than now; these 850 steps were not measured).
+  Hardware: 2 CPU cores. Run here: yes, as said.
 """
 
 from vit_jax import defaults
@@ -24,9 +25,8 @@ def get_config():
   config.task.dice = 1.0
 
   config.model.name = 'segmenter'
-  config.model.variant = (
-    'R+Ti/8'  # convolutions first: few digits to learn from
-  )
+  # Convolutions first: there are few digits to learn from.
+  config.model.variant = 'R+Ti/8'
   config.model.width = 128
   config.model.depth = 4
   config.model.heads = 4

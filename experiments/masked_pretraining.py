@@ -1,6 +1,6 @@
-"""Five masked autoencoders of the digits, for few_labels.py to start from.
+"""How well do masked autoencoders of five seeds draw the digits?
 
-Into runs/masked, where that looks for them.
+Into runs/masked, where few_labels.py starts from them.
 """
 
 from vit_jax.sweeps import grid

@@ -122,7 +122,7 @@ class Attention(nn.Module):
     else:
       y = kernels.KERNELS[kernel](query, key, value)
     out = Linear(shape, (width,), True, self.dtype, name='out')
-    return out(y.reshape(x.shape)), weights
+    return out(y.reshape(*x.shape[:2], -1)), weights
 
 
 class Linear(nn.Module):
