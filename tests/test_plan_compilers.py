@@ -135,7 +135,9 @@ def test_kernels_move_less(attentions):
   assert 1 < short['flops']['compiled'] / xla['flops']['compiled'] < 1.15
   for report in (short, splash):
     temporaries = report['memory']['temporaries']
+    # It was 0.8 until XLA's own attention kept less: splash has 0.806 since.
     assert temporaries < 0.9 * xla['memory']['temporaries']
+  assert short['bytes_accessed'] < xla['bytes_accessed']
   assert short['bytes_accessed'] < 0.9 * splash['bytes_accessed']
 
 

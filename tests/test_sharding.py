@@ -14,7 +14,7 @@ import pytest
 
 from tests.layouts import apart, furthest, made, relabelled, trained
 from vit_jax import sharding, trees
-from vit_jax.models import ViT
+from vit_jax.models import MODELS, ViT
 from vit_jax.plan.compiled import bytes_here
 
 slow = pytest.mark.slow
@@ -218,14 +218,18 @@ ZOO = (
 def unmatched(rules):
   """(kernels of the zoo without a rule, rules without a parameter)."""
   used, left = set(), set()
-  for fields in ZOO:
-    model = ViT(classes=1000, **fields)
+  decoders = [MODELS['mae'](classes=10)]
+  decoders += [
+    MODELS['segmenter'](classes=10, decoder=kind)
+    for kind in ('linear', 'mask_transformer')
+  ]
+  for model in [*(ViT(classes=1000, **fields) for fields in ZOO), *decoders]:
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
     for name, leaf in trees.paths(params):
       first = next((rule for rule, _ in rules if re.search(rule, name)), None)
       used.add(first)
-      inner = leaf.ndim - name.startswith('encoder/blocks/')
+      inner = leaf.ndim - ('encoder/blocks/' in name)
       if first is None and inner >= 2 and not re.search(WHOLE, name):
         left.add(name)
   return left, {rule for rule, _ in rules} - used
@@ -238,6 +242,8 @@ def test_every_rule_and_every_kernel():
   assert 'encoder/blocks/mlp/down/kernel' in left
   _, idle = unmatched([*sharding.RULES, ('mlp/sideways$', ('fsdp',))])
   assert idle == {'mlp/sideways$'}
+  left, _ = unmatched([r for r in sharding.RULES if 'decoder' not in r[0]])
+  assert 'decoder/classes' in left and 'decoder/embed/kernel' in left
 
 
 def test_what_does_not_divide_is_told(caplog, monkeypatch):
