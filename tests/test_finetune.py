@@ -142,7 +142,7 @@ def test_a_run_from_a_run_at_another_size(pictures, file, tmp_path):
 @pytest.mark.parametrize(
   'flags, says',
   [
-    (['--config.init_head=keep'], 'has 5 classes, the data 2'),
+    (['--config.init_head=keep'], 'has 5 classes, the model 2'),
     (['--config.init_from=no.safetensors'], 'no such file of weights'),
     (['--config.size=18'], 'does not divide the image'),
   ],

@@ -127,6 +127,9 @@ def test_the_task_has_to_fit_the_labels(small_config, monkeypatch):
   class Pixels(tasks.Classification):
     masks = True
 
+    def __init__(self, *, names, **fields):
+      super().__init__(**fields)
+
   monkeypatch.setitem(tasks.TASKS, 'classification', Pixels)
   with pytest.raises(UserError, match='learns masks, .* are a class for each'):
     Setup(small_config())
