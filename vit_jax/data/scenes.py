@@ -20,7 +20,7 @@ from vit_jax.errors import UserError
 _LENGTHS = {'train': 20_000, 'test': 500}
 _COUNT = (2, 4)  # digits in 64x64 pixels
 _SIZE = (20.0, 30.0)  # of a digit, pixels
-_EDGE = 13  # pixels from it to the middle of a digit, at least
+_EDGE = 11  # pixels from it to the middle of a digit, at least
 _TURN = math.radians(20)  # at most, either way
 _DARKEST, _LIGHTEST = 20, 110  # greys of the background before noise
 _CONTRAST = (90, 150)  # of a digit, above the lightest
@@ -135,20 +135,20 @@ class DigitScenes:
   def _places(
     self, rng: np.random.Generator, count: int
   ) -> list[tuple[float, ...]]:
-    """x, y, size, radians of each; of four places the one with most room."""
+    """x, y, size, radians of each; of eight places the one with most room."""
     room = self._side - 2 * _EDGE
     places: list[tuple[float, ...]] = []
-    for u in rng.random((count, 10)).tolist():
+    for u in rng.random((count, 18)).tolist():
       best, xy = -1.0, (0.0, 0.0)
-      for i in range(4):
-        x, y, near = _EDGE + room * u[i], _EDGE + room * u[i + 4], math.inf
+      for i in range(8):
+        x, y, near = _EDGE + room * u[i], _EDGE + room * u[i + 8], math.inf
         for other in places:
           away = (x - other[0]) ** 2 + (y - other[1]) ** 2
           near = away if away < near else near
         if near > best:
           best, xy = near, (x, y)
-      size = _SIZE[0] + (_SIZE[1] - _SIZE[0]) * u[8]
-      places.append((*xy, size, _TURN * (2 * u[9] - 1)))
+      size = _SIZE[0] + (_SIZE[1] - _SIZE[0]) * u[16]
+      places.append((*xy, size, _TURN * (2 * u[17] - 1)))
     return places
 
   def __getitem__(self, index: int) -> Record:
