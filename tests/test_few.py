@@ -5,7 +5,7 @@ import pytest
 
 from vit_jax.data.few import Few
 from vit_jax.data.sources import Digits
-from vit_jax.errors import UserError
+from vit_jax.errors import BadRecord, UserError
 from vit_jax.setup import Setup
 
 
@@ -19,6 +19,22 @@ def test_the_first_of_each_class():
   assert [few[i]['key'] for i in range(30)] == [whole[i]['key'] for i in rows]
   prints = {Few(whole, n, '').fingerprint for n in (1, 2, 3)}
   assert len(prints | {whole.fingerprint}) == 4
+
+
+def test_bad_records_do_not_count(monkeypatch):
+  read = Digits.__getitem__
+
+  def damaged(self, index):
+    if index == 0:
+      raise BadRecord('number 0: not an image')
+    return read(self, index)
+
+  whole = Digits('', 'train')
+  first = whole[0]['label']
+  monkeypatch.setattr(Digits, '__getitem__', damaged)
+  few = Few(whole, 3, '')
+  labels = [few[i]['label'] for i in range(30)]
+  assert labels.count(first) == 3
 
 
 def test_mistakes(small_config):

@@ -3,7 +3,7 @@
 import hashlib
 
 from vit_jax.data.sources import Record, Source
-from vit_jax.errors import UserError
+from vit_jax.errors import BadRecord, UserError
 
 
 class Few:
@@ -13,7 +13,7 @@ class Few:
   """
 
   def __init__(self, source: Source, count: int, field: str):
-    """Reads the source until every class has its examples.
+    """Reads the source until every class has its examples that can be read.
 
     Raises:
       UserError: a class has fewer, or the labels are masks.
@@ -28,7 +28,10 @@ class Few:
     lacking = dict.fromkeys(range(len(source.classes)), count)
     self._rows: list[int] = []
     for row in range(len(source)):
-      label = int(source[row]['label'])
+      try:
+        label = int(source[row]['label'])
+      except BadRecord:  # there may be others of its class
+        continue
       if lacking[label]:
         lacking[label] -= 1
         self._rows.append(row)

@@ -109,7 +109,7 @@ def train_heads(
   cross-entropy plus decay / 2 |W|^2 (the bias is the last row). A batch is
   divided over this host's devices, if they divide it.
   """
-  x = np.concatenate([x, np.ones((len(x), 1))], 1).astype(np.float32)
+  x = np.concatenate([x, np.ones((len(x), 1), x.dtype)], 1)
   batch = min(batch, len(x))
   per_epoch = len(x) // batch
   total = epochs * per_epoch
@@ -177,6 +177,11 @@ def linear_probe(
   if not rates:
     raise UserError('linear_probe(rates=()): at least one rate.')
   features, labels = view.train_features
+  if len(labels) < 2:
+    raise UserError(
+      'linear_probe: the training split has one example; one more chooses the '
+      'rate.'
+    )
   train, test = standardised(features, view.features[0])
   order = shuffle(np.arange(len(train)), len(train), hash64(0))
   held, rest = np.split(order, [max(1, len(order) // _HELD_OUT)])
