@@ -4,9 +4,8 @@
   python -m vit_jax train --config=configs/mae_digits.py:tune \
     --config.init_from=W --workdir=W10
 
-The first learns from the 1,437 images alone, the second from 10 labels a class;
-configs/mae_digits.py:scratch learns from these without the first:
-configs/mae_digits.py:tune is the former.
+The first learns from the 1,437 images alone, the second from 10 labels a class.
+configs/mae_digits.py:scratch learns from these labels without the first.
 
 Expected: docs/mae.md. Hardware: 2 CPU cores, minutes. Run here: yes.
 """

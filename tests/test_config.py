@@ -6,8 +6,6 @@ import inspect
 import itertools
 import json
 import os
-import subprocess
-import sys
 import textwrap
 import tomllib
 
@@ -487,24 +485,3 @@ def test_our_configs_are_found_from_anywhere(root, tmp_path, monkeypatch):
   own.parent.mkdir()
   own.touch()
   assert config.find_file('-', 'configs/digits.py', 'configs').samefile(own)
-
-
-@pytest.mark.slow
-def test_a_wheel_has_its_configs(root, tmp_path):
-  pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
-  target = tmp_path / 'target'
-  command = [*pip, 'install', '--no-deps', f'--target={target}', str(root)]
-  subprocess.run(command, check=True)
-  script = (
-    'import vit_jax, sys; from vit_jax import cli; print(vit_jax.__file__); '
-    "sys.exit(cli.main(['inspect', '--config=configs/vit_s16_i1k.py']))"
-  )
-  out = subprocess.run(
-    [sys.executable, '-c', script],
-    cwd=tmp_path,
-    env=os.environ | {'PYTHONPATH': str(target)},
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
-  assert out.startswith(str(target)) and '22,122,472' in out

@@ -262,6 +262,11 @@ def test_a_run_of_a_run_and_its_resume(tmp_path, capsys):
   assert train(half, teacher) == 2
   assert 'no such file of weights' in capsys.readouterr().err
   assert train(half, moved) == 0
+  ends = [
+    workdir.read_json(path / 'result.json')['parameters_sha256']
+    for path in (half, tmp_path / 'whole')
+  ]
+  assert ends[0] == ends[1]
   other = tmp_path / 'other'
   assert train(other, '', short, '--config.seed=1') == 0
   capsys.readouterr()

@@ -6,6 +6,7 @@ import pkgutil
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,18 +14,11 @@ import vit_jax as package
 from vit_jax import cli, flags
 from vit_jax.data.ops import OPS
 
-PAGES = [
-  'README.md',
-  'docs/tour.md',
-  'docs/architecture.md',
-  'docs/config.md',
-  'docs/weights.md',
-  'docs/data.md',
-  'docs/scaling.md',
-  'docs/performance.md',
-  'docs/launch.md',
-  'docs/recipes.md',
-]
+ROOT = Path(__file__).parent.parent
+PAGES = ['README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
+COMMAND = re.compile(
+  r'(?:python -m vit_jax|(?:^|`) *vit-jax) ([^`\n]*)', re.MULTILINE
+)
 
 
 def blocks(text, language):
@@ -76,11 +70,11 @@ def test_links_lead_somewhere(root, page):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_shown_commands_parse(root, page):
-  """`python -m vit_jax ...` lines name existing flags, files and fields."""
+  """Flags, files and fields of `python -m vit_jax` and `vit-jax` exist."""
   from vit_jax import config
 
   text = (root / page).read_text().replace('\\\n', ' ')
-  for line in re.findall(r'python -m vit_jax (.*)', text):
+  for line in COMMAND.findall(text):
     words = shlex.split(line.split('#')[0])
     rest, overrides = cli._split_overrides(words)
     args = flags.parser().parse_args(rest)

@@ -1,10 +1,14 @@
 """Starting from weights: architecture, pixels and head of a file or a run."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from PIL import Image
 
 from tests.conftest import red_and_blue
 from vit_jax import cli, evaluate, trees, weights
@@ -65,6 +69,47 @@ def test_launched_from_a_file(pictures, file, tmp_path, monkeypatch):
   assert command(pictures, '/no.npz', tmp_path, '--launch=slurm') == 2
   (argv,) = sent
   assert f'--config.init_from={file[0]}' in argv
+
+
+@pytest.mark.slow
+def test_the_two_commands_of_the_readme(root, pictures, file, tmp_path):
+  """pip install, away from the clone; then from weights to the pictures."""
+  target = tmp_path / 'target'
+  pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
+  install = [*pip, 'install', '--no-deps', f'--target={target}', str(root)]
+  subprocess.run(install, check=True)
+  script = (
+    'import sys; from vit_jax import cli; print(cli.__file__); '
+    'sys.exit(cli.main(sys.argv[1:]))'
+  )
+
+  def run(*words):
+    return subprocess.run(
+      [sys.executable, '-c', script, *map(str, words)],
+      cwd=tmp_path,
+      env=os.environ | {'PYTHONPATH': str(target)},
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+
+  out = run('inspect', '--config=configs/vit_s16_i1k.py')
+  assert out.startswith(str(target)) and '22,122,472' in out
+  run(
+    'train',
+    '--config=configs/finetune.py',
+    f'--config.init_from={file[0]}',
+    f'--config.data.name=folder:{pictures}',
+    '--config.batch_size=8',
+    '--config.optim.lr=3e-3',
+    '--config.total=6ep',
+    '--workdir=W',
+  )
+  result = json.loads((tmp_path / 'W' / 'result.json').read_text())
+  assert result['metrics']['eval/test/accuracy'] == 1
+  for name in ('curves.png', 'mistakes.png'):
+    with Image.open(tmp_path / 'W' / name) as image:
+      assert min(image.size) > 200
 
 
 @pytest.mark.slow
