@@ -4,13 +4,15 @@ Both in training on v5e:4x4, 64 images a device, AdamW; ours by
 configs/vit_i1k.py (bfloat16) without mixing, from the CLS token with learned
 positions, so that both have the same parameters. Bytes are XLA's own count
 ("bytes accessed") and ours of what crosses to HBM (plan/costs.py), both of the
-unrolled program, without a loop. Wants libtpu: PYTHONPATH=.venv/plan, or the
-extra plan-tpu.
+unrolled program, without a loop. Two models of a few blocks are compiled, and
+what a block adds is extended to the variant's depth: the whole takes hours.
+Wants libtpu: PYTHONPATH=.venv/plan, or the extra plan-tpu.
 """
 
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.progress import track
 
 from benchmarks import measure, textbook
+from vit_jax.models.variants import parse
 from vit_jax.plan import costs
 from vit_jax.plan import topology as topologies
 from vit_jax.plan.collectives import transfers
@@ -29,13 +32,14 @@ from vit_jax.plan.hlo import Program
 
 IMAGES = 64  # of a device
 VARIANTS = ('S/16', 'B/16', 'L/16')
+DEPTHS = (2, 4)  # that are compiled
 GOALS = {'S/16': 300.0, 'B/16': 700.0}
 _ROOT = Path(__file__).parent.parent
 _CLASSES = 1000
 
 
-def ours(variant: str, devices: list, unroll: int, depth: int = 0, **more: str):
-  """Our step, compiled for devices that are not here."""
+def ours(variant: str, devices: list, depth: int, **more: str):
+  """Our step, without a loop, compiled for devices that are not here."""
   from vit_jax import config
   from vit_jax.setup import Setup, stated_info
 
@@ -45,7 +49,7 @@ def ours(variant: str, devices: list, unroll: int, depth: int = 0, **more: str):
     'task.mixup': '0.0',
     'model.variant': variant,
     'model.depth': str(depth),
-    'model.unroll': str(unroll),
+    'model.unroll': '0',
     'model.pool': 'cls',
     'model.positions': 'learned',
     **more,
@@ -59,7 +63,7 @@ def ours(variant: str, devices: list, unroll: int, depth: int = 0, **more: str):
     ).compile()
 
 
-def theirs(variant: str, devices: list, depth: int = 0):
+def theirs(variant: str, devices: list, depth: int):
   """The textbook's step, compiled for the same devices, data parallel."""
   mesh = Mesh(np.array(devices), ('data',))
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -99,23 +103,45 @@ def facts(compiled: Any, devices: int) -> dict[str, float]:
   }
 
 
+def extended(
+  few: dict[str, float], more: dict[str, float], depths: tuple[int, int, int]
+) -> dict[str, float]:
+  """The third depth's values by a straight line through two others'."""
+  share = (depths[2] - depths[0]) / (depths[1] - depths[0])
+  return {key: few[key] + share * (more[key] - few[key]) for key in few}
+
+
+def _side(
+  make: Callable[[str, list, int], Any],
+  variant: str,
+  devices: list,
+  depths: tuple[int, int],
+) -> dict[str, float]:
+  """Facts of the variant in its depth; and how long compiling took."""
+  begun = time.perf_counter()
+  found = [facts(make(variant, devices, n), len(devices)) for n in depths]
+  whole = extended(*found, (*depths, parse(variant)[0].depth))
+  return whole | {'compiled in, s': time.perf_counter() - begun}
+
+
 def run(
   variants: tuple[str, ...] = VARIANTS,
   topology: str = 'v5e:4x4',
-  depth: int = 0,
+  depths: tuple[int, int] = DEPTHS,
 ) -> dict[str, Any]:
   """Compiles; the record. Says so if there is no compiler.
 
   Args:
     variants: of the model.
     topology: of TPUs.
-    depth: of the models; 0: the variants'.
+    depths: that are compiled, two.
   """
   load, wanted = os.getloadavg()[0], topologies.parse(topology)
   rates, rows, goals = {}, [], {}
-  about = f'{topology}, {IMAGES} images a device, unroll=0'
-  if depth:
-    about += f', depth {depth}'
+  about = (
+    f'{topology}, {IMAGES} images a device, without a loop, compiled with '
+    f'{depths[0]} and {depths[1]} blocks and extended to all'
+  )
   found = importlib.util.find_spec('libtpu')
   if found:
     topologies.prepare([wanted])
@@ -123,20 +149,16 @@ def run(
   else:
     about += ': libtpu is not installed, nothing was compiled'
   for variant in track(variants if found else (), 'compiling', transient=True):
-    sides = {}
-    for name, make in (
-      ('ours', lambda v: ours(v, devices, 0, depth)),
-      ('textbook flax', lambda v: theirs(v, devices, depth)),
-    ):
-      begun = time.perf_counter()
-      sides[name] = facts(make(variant), len(devices))
-      sides[name]['compiled in, s'] = time.perf_counter() - begun
+    sides = {
+      name: _side(make, variant, devices, depths)
+      for name, make in (('ours', ours), ('textbook flax', theirs))
+    }
     for name, values in sides.items():
       rows.append((variant, name, *values.values()))
       rates |= {f'{variant}, {name}: {k}': v for k, v in values.items()}
     us, them = sides.values()
     rows.append((variant, 'ratio', *(us[k] / them[k] for k in us)))
-    if variant in GOALS and not depth:
+    if variant in GOALS:
       goals[f'{variant}: MB accessed per image'] = measure.goal(
         us['bytes accessed, MB'], most=GOALS[variant]
       )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import input as input_benchmark
-from benchmarks import measure, mnist, peers, results
+from benchmarks import measure, mnist, peers, results, tpu
 from tests import torch_reference
 from tests.conftest import ROOT
 
@@ -200,3 +200,9 @@ def test_sides_take_turns(capfd):
 def test_goals():
   assert measure.goal(1.2, least=1.0)['met']
   assert not measure.goal(1.2, most=1.0)['met']
+
+
+def test_a_straight_line_through_two_depths():
+  few, more = {'a': 10.0, 'b': 5.0}, {'a': 16.0, 'b': 5.0}
+  assert tpu.extended(few, more, (2, 4, 12)) == {'a': 40.0, 'b': 5.0}
+  assert tpu.extended(few, more, (2, 4, 4)) == more
