@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.inspect_model import shapes
-from vit_jax.models import ViT
+from vit_jax.models import Segmenter, ViT
 from vit_jax.weights import export
 from vit_jax.weights.formats import Preprocessing
 
@@ -53,6 +53,19 @@ def images(count, size=SIZE):
 
 def outputs(model, params, x):
   return jax.jit(lambda p, x: model.apply({'params': p}, x))(params, x)
+
+
+def test_a_segmenter_of_any_number_of_pictures(tmp_path):
+  model = Segmenter(**SMALL, decoder='linear', detail=2)
+  params = randomised(model)
+  export.export_stablehlo(model, params, tmp_path, SEEN)
+  manifest = json.loads((tmp_path / 'manifest.json').read_text())
+  assert manifest['model']['decoder'] == 'linear'
+  for count in (1, 3):
+    x = images(count)
+    got = export.run_stablehlo(tmp_path, x)
+    assert got.shape == (count, *SIZE, 3)
+    np.testing.assert_allclose(got, outputs(model, params, x), atol=1e-5)
 
 
 @pytest.fixture(scope='module')

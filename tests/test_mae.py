@@ -50,7 +50,8 @@ def params(images):
 
 
 def draw(params, images, key=2, model=MODEL):
-  return model.apply({'params': params}, images, masking=jax.random.key(key))
+  masking = jax.random.split(jax.random.key(key), len(images))
+  return model.apply({'params': params}, images, masking=masking)
 
 
 @pytest.mark.parametrize('ratio, hidden', [(0.75, 12), (0.5, 8), (0.1, 2)])
@@ -121,7 +122,8 @@ def test_loss_is_of_hidden_patches(images, params, normalize):
     found.append(MODEL.apply({'params': params}, images, **given))
     return found[-1]
 
-  (total, weight), _ = task.loss(apply, params, batch, jax.random.key(4))
+  seen = task.augment(batch, jax.random.key(4))
+  (total, weight), _ = task.loss(apply, params, seen, None)
   values, _ = task.evaluate(apply, params, batch)
   as_float = [[np.asarray(x, np.float64) for x in pair] for pair in found]
   pixels = np.asarray(images, np.float64)
@@ -163,14 +165,14 @@ def test_r2(images, normalize):
 
 def test_gradients_reach_everything_but_unused_parameters(images, params):
   task, batch = Reconstruction(classes=10), {'image': images}
-  batch['mask'] = jnp.ones(6)
+  batch = task.augment(batch | {'mask': jnp.ones(6)}, jax.random.key(4))
 
   def loss(params):
     def apply(params, images, key=None, **given):
       del key
       return MODEL.apply({'params': params}, images, **given)
 
-    return task.loss(apply, params, batch, jax.random.key(4))[0][0]
+    return task.loss(apply, params, batch, None)[0][0]
 
   for name, leaf in trees.paths(jax.grad(loss)(params)):
     if not name.endswith('key/bias'):  # softmax does not see it
@@ -193,7 +195,8 @@ def test_flops_of_a_step():
   model = MAE(classes=0, **FIELDS | {'width': 64, 'decoder_width': 64})
   image = jnp.zeros((1, 8, 8, 1))
   params = model.init(jax.random.key(0), image)
-  run = jax.jit(lambda p, x: model.apply(p, x, masking=jax.random.key(0)))
+  keys = jax.random.split(jax.random.key(0), 1)
+  run = jax.jit(lambda p, x: model.apply(p, x, masking=keys))
   model = model.clone(unroll=0)
   counted = sum(forward(model, (8, 8), 1, train=True).values())
   analysis = run.lower(params, image).compile().cost_analysis()
@@ -240,6 +243,16 @@ def test_many_devices_are_one():
   up = found['decoder/encoder/blocks/mlp/up/kernel']
   assert up.addressable_shards[0].data.shape == (1, 8, 32)
   assert found['decoder/pixels/kernel'].addressable_shards[0].data.shape[0] == 8
+
+
+def test_micro_batches_hide_the_same_patches():
+  found = []
+  for parts, ratio in (('1', '0.5'), ('2', '0.5'), ('1', '0.6')):
+    fields = {'accumulate': parts, 'model__mask_ratio': ratio}
+    setup = Setup(load(**fields, model__dropout='0.0', model__depth='1'))
+    found.append(losses_of(setup, 2)[1])
+  assert apart(found[1], found[0]) < 1e-6
+  assert apart(found[2], found[0]) > 1e-4
 
 
 @pytest.mark.parametrize(

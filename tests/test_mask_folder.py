@@ -217,6 +217,30 @@ def test_flawed_masks(flaw, cache_mb, tmp_path, capsys):
   assert abs(sum(report['pixels'].values()) - 1) < 1e-9
 
 
+@pytest.mark.parametrize('cache_mb', [0, 64])
+@pytest.mark.parametrize('orientation', [1, 3])
+def test_a_picture_that_exif_turns_has_no_certain_mask(
+  orientation, cache_mb, tmp_path
+):
+  write(tmp_path)
+  (path,) = (tmp_path / 'train' / 'images').glob('2.*')
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  with Image.open(path) as image:
+    turned = image.copy()
+  path.unlink()
+  turned.save(path.with_suffix('.jpg'), exif=exif)
+  says = ''
+  try:
+    name = f'masks:{tmp_path}'
+    source = data.open_split(name, 'train', cache_mb=cache_mb)
+    [source[i] for i in range(len(source))]
+  except UserError as error:
+    says = str(error)
+  told = '2.jpg: EXIF turns the picture (orientation 3)' in says
+  assert told == (orientation == 3) and told == bool(says)
+
+
 @pytest.mark.parametrize(
   'change, fields, says',
   [

@@ -390,9 +390,9 @@ def test_columns_and_rows_are_not_confused():
 def test_kept_patches(prefix, n, fraction, kept):
   x = np.tile(np.arange(prefix + n, dtype='f')[None, :, None], (40, 1, 2))
   table = np.arange(prefix + n, dtype='f')[:, None] * 10
-  key = jax.random.key(0)
+  keys = jax.random.split(jax.random.key(0), 40)
   x, tables, which = keep_patches(
-    key, jnp.asarray(x), (jnp.asarray(table),), prefix, fraction
+    keys, jnp.asarray(x), (jnp.asarray(table),), prefix, fraction
   )
   index = np.asarray(x[..., 0])
   assert index.shape == (40, prefix + kept)

@@ -764,6 +764,19 @@ def test_predict(run, tmp_path, capsys):
   assert code == 2 and 'two pictures would be' in capsys.readouterr().err
 
 
+def test_viz_and_convert(run, tmp_path, capsys):
+  """Pictures without masks are shown; its weights are of no format."""
+  file = tmp_path / 'scene.png'
+  Image.fromarray(picture(32, 32)[..., 0]).save(file)
+  out = tmp_path / 'viz'
+  flags = ['viz', f'--workdir={run}', f'--output={out}', str(file)]
+  assert cli.main(flags) == 0 and (out / 'panels.png').exists()
+  target = tmp_path / 'w.safetensors'
+  assert cli.main(['convert', f'--from={run}', f'--to={target}']) == 2
+  assert '--format=stablehlo' in capsys.readouterr().err
+  assert not target.exists()
+
+
 def test_inspect_tells_the_decoder():
   result = of_config(load())
   parts = {part['name']: part for part in result['parts']}

@@ -22,7 +22,7 @@ from vit_jax.data import open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluate import load_run
 from vit_jax.models.mae import MAE, without_decoder
-from vit_jax.models.segmenter import READING, trunk
+from vit_jax.models.segmenter import READING, Segmenter, trunk
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
@@ -136,6 +136,12 @@ def convert(
     from vit_jax.weights.export import export_stablehlo
 
     export_stablehlo(model, params, target, seen)
+  elif isinstance(model, Segmenter):
+    raise UserError(
+      f'--from={source} is a run of a segmenter, whose decoder no format of '
+      'weights has: --format=stablehlo writes it whole, '
+      f'--config.init_from={source} starts from it.'
+    )
   else:
     format = format or ('google' if target.suffix == '.npz' else 'vit_jax')
     weights.save(

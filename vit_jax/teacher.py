@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jaxtyping import Array, Float
 
 from vit_jax import origin, weights
@@ -92,6 +93,13 @@ def open_teacher(
       + (f' ({", ".join(names[:3])}, ...)' if names else '')
       + f', the data have {len(info.classes)} ({", ".join(info.classes[:3])}, '
       '...): a teacher has to tell the same ones in the same order.'
+    )
+  if names and names != info.classes:
+    logging.warning(
+      '%s calls its classes %s, the data %s: taken for the same in this order.',
+      field,
+      ', '.join(names[:3]),
+      ', '.join(info.classes[:3]),
     )
   if len(sees.mean) < info.channels:
     raise UserError(

@@ -47,17 +47,26 @@ def header(data: bytes, key: str) -> tuple[tuple[int, int], bool]:
     return (plain.h, plain.w), plain.channels == 1
   image = open_image(data, key)
   w, h = image.size
+  if _orientation(image, key) > 4:  # on its side
+    h, w = w, h
+  return (h, w), image.mode in ('1', 'L', 'LA', 'I', 'I;16', 'F')
+
+
+def orientation(data: bytes, key: str) -> int:
+  """EXIF's, 1 to 8: how a picture is to be turned; 1 is not at all."""
+  return 1 if _plain_jpeg(data) else _orientation(open_image(data, key), key)
+
+
+def _orientation(image: Image.Image, key: str) -> int:
   try:
     # For a PNG without it, Pillow would decode all to look behind the pixels.
     known = image.format != 'PNG' or 'exif' in image.info
-    on_its_side = known and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    found = image.getexif().get(_ORIENTATION) if known else 1
   except Exception as error:
     raise BadRecord(
       f'{key}: a damaged image ({error}). Remove or replace it.'
     ) from error
-  if on_its_side:
-    h, w = w, h
-  return (h, w), image.mode in ('1', 'L', 'LA', 'I', 'I;16', 'F')
+  return found if found in range(1, 9) else 1
 
 
 class _Plain(NamedTuple):

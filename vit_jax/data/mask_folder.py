@@ -171,6 +171,7 @@ class Masks(Folder):
 
   def _read(self, item: tuple[str, Any]) -> tuple[bytes, Any]:
     image, _ = super()._read(item)
+    masks.check_upright(image, f'{self._root}/{item[0]}')
     key = f'{self._root}/{item[1]}'
     data = self._mask_bytes(item)
     return image, masks.numbered(data, self._table, len(self.classes), key)

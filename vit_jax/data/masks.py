@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from vit_jax.data.images import header, open_image
+from vit_jax.data.images import header, open_image, orientation
 from vit_jax.data.sources import IGNORE, Record
 from vit_jax.errors import BadRecord, UserError
 
@@ -118,6 +118,8 @@ def read(record: Record, classes: int) -> UInt8[np.ndarray, 'h w']:
   if isinstance(mask, bytes):
     mask = decode(mask, key)
   plain = isinstance(image, np.ndarray)
+  if not plain:
+    check_upright(image, key)
   check_size(
     mask.shape, image.shape[:2] if plain else header(image, key)[0], key
   )
@@ -153,6 +155,16 @@ def numbered(
   mask = cv2.LUT(pixels, classes)
   check(mask, count, key, pixels)
   return mask
+
+
+def check_upright(image: bytes, key: str):
+  """Raises BadRecord if EXIF turns the picture: its mask may be of either."""
+  turned = orientation(image, key)
+  if turned != 1:
+    raise BadRecord(
+      f'{key}: EXIF turns the picture (orientation {turned}), and its mask may '
+      'be of it as stored or as shown. Store it turned, without EXIF.'
+    )
 
 
 def check_size(mask: tuple[int, ...], image: tuple[int, int], key: str):

@@ -178,7 +178,7 @@ class MAE(ViT, kw_only=True):
       images: (B, h, w, c).
       train: as in ViT.
       capture: as in ViT, without `masking`.
-      masking: a key, of which the hidden patches are a function.
+      masking: keys (B,); an image's hidden patches are a function of its own.
 
     Returns:
       With `masking`, all patches as drawn (B, N, P²·c), in float32 and in the
@@ -188,9 +188,11 @@ class MAE(ViT, kw_only=True):
       of_blocks = tuple(n for n in capture if n in ('tokens', 'attention'))
       x, outputs, _ = self.encode(images, train=train, capture=of_blocks)
       return self.read(x, outputs, capture)
-    key = jax.random.key(0) if masking is None else masking
+    keys = masking
+    if keys is None:  # initialising
+      keys = jax.random.split(jax.random.key(0), len(images))
     x, _, seen = self.encode(
-      images, train=train, visible=(key, 1 - self.mask_ratio)
+      images, train=train, visible=(keys, 1 - self.mask_ratio)
     )
     layer = Layer(
       heads=self.decoder_heads,

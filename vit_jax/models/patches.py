@@ -52,7 +52,7 @@ def unpatchify(
 
 
 def keep_patches(
-  key: jax.Array,
+  keys: jax.Array,
   x: Float[Array, 'B N D'],
   tables: tuple | None,
   prefix: int,
@@ -61,7 +61,7 @@ def keep_patches(
   """A random subset of each image's patch tokens, in their order.
 
   Args:
-    key: draws the subsets.
+    keys: (B,), each draws its image's subset.
     x: tokens, of which the first `prefix` are not patches and all stay.
     tables: of one row a token (N, K), to be taken along; or None.
     prefix: number of tokens before the patches.
@@ -72,8 +72,8 @@ def keep_patches(
   """
   n = x.shape[1] - prefix
   kept = max(1, round(n * fraction))
-  order = jnp.argsort(jax.random.uniform(key, (len(x), n)), 1)[:, :kept]
-  order = jnp.sort(order, 1)
+  noise = jax.vmap(lambda key: jax.random.uniform(key, (n,)))(keys)
+  order = jnp.sort(jnp.argsort(noise, 1)[:, :kept], 1)
   fixed = jnp.broadcast_to(jnp.arange(prefix), (len(x), prefix))
   index = jnp.concatenate([fixed, order + prefix], 1)
   x = jnp.take_along_axis(x, index[..., None], 1)

@@ -237,7 +237,9 @@ class Segmenter(ViT, kw_only=True):
     coarse = tuple(n * self.detail for n in grid(size, self.patch))
     scores = unpatchify(scores, coarse, self.detail)
     logits = jax.image.resize(
-      scores.astype(jnp.float32), (len(images), *size, self.classes), 'bilinear'
+      scores.astype(jnp.float32),
+      (images.shape[0], *size, self.classes),  # any number, in an export
+      'bilinear',
     )
     if not capture:
       return logits

@@ -277,7 +277,7 @@ class ViT(nn.Module, kw_only=True):
       images: (B, h, w, c).
       train: as of `__call__`.
       capture: any of 'tokens', 'attention'.
-      visible: (key, fraction) of the patches that are seen at all.
+      visible: (keys (B,), fraction) of the patches that are seen at all.
 
     Returns:
       The tokens, normalised if that is done before the pooling; what `capture`
@@ -288,10 +288,11 @@ class ViT(nn.Module, kw_only=True):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     rotation = self._rotation(images.shape[1:3])
     if self.patch_dropout and train:
-      visible = self.make_rng('dropout'), 1 - self.patch_dropout
+      keys = jax.random.split(self.make_rng('dropout'), len(x))
+      visible = keys, 1 - self.patch_dropout
     if visible:
-      key, kept = visible
-      x, rotation, seen = keep_patches(key, x, rotation, self.prefix, kept)
+      keys, kept = visible
+      x, rotation, seen = keep_patches(keys, x, rotation, self.prefix, kept)
     if self.embed_norm:
       x = LayerNorm(self.epsilon, dtype, name='embed_norm')(x)
     layer = Layer(

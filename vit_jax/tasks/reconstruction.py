@@ -12,6 +12,11 @@ _EVALUATION = 0  # seed of the masks that splits are evaluated with
 _EPSILON = 1e-6  # added to the variance of a patch
 
 
+def _fixed(count: int) -> jax.Array:
+  """Keys of images that are evaluated; the first ones are always the same."""
+  return jax.random.split(jax.random.key(_EVALUATION), count)
+
+
 def _moments(patches: Float[Array, 'B N PPc']):
   """Mean and variance of each patch, the latter by n - 1, as the authors do."""
   mean = patches.mean(-1, keepdims=True)
@@ -43,9 +48,8 @@ class Reconstruction:
     self.normalize = normalize
 
   def augment(self, batch, key):
-    """The batch as it is."""
-    del key
-    return batch
+    """The batch, and a key for each image, which hides its patches."""
+    return batch | {'masking': jax.random.split(key, len(batch['mask']))}
 
   def _compare(self, drawn, images) -> tuple[jax.Array, jax.Array]:
     """Of each patch, squared error and variance, in the units of the loss."""
@@ -59,7 +63,7 @@ class Reconstruction:
 
   def loss(self, apply, params, batch, key):
     """((sum of losses, examples), metrics as such pairs)."""
-    masking = jax.random.fold_in(key, 1)  # not the numbers of the dropout
+    masking = batch['masking']
     drawn, hidden = apply(params, batch['image'], key=key, masking=masking)
     errors, _ = self._compare(drawn, batch['image'])
     losses = jnp.mean(errors, 1, where=hidden)
@@ -70,7 +74,7 @@ class Reconstruction:
 
     Row i of every batch has the same ones.
     """
-    masking = jax.random.key(_EVALUATION)
+    masking = _fixed(len(batch['image']))
     drawn, hidden = apply(params, batch['image'], masking=masking)
     errors, spread = self._compare(drawn, batch['image'])
     values = {
@@ -98,8 +102,7 @@ class Reconstruction:
     without mean and deviation (`normalize`), they are given their own ones.
     """
     images = batch['image']
-    masking = jax.random.key(_EVALUATION)
-    drawn, hidden = apply(params, images, masking=masking)
+    drawn, hidden = apply(params, images, masking=_fixed(len(images)))
     side = math.isqrt(drawn.shape[-1] // images.shape[-1])
     target = patchify(images, side)
     mean, variance = _moments(target)

@@ -183,7 +183,7 @@ class Segmentation:
     return jax.nn.softmax(apply(params, images))
 
   def show(self, apply, params, batch):
-    """The images, and as classes (B, h, w) their labels and predictions."""
+    """The images; as classes (B, h, w) labels, if any, and predictions."""
     said = jnp.argmax(apply(params, batch['image']), -1)
-    label = batch['label']
-    return {'input': batch['image'], 'label': label, 'prediction': said}
+    labels = {'label': batch['label']} if 'label' in batch else {}
+    return {'input': batch['image'], **labels, 'prediction': said}

@@ -71,7 +71,7 @@ def _manifest(
 ) -> dict[str, Any]:
   (logits,) = exported.out_avals
   mean, std = np.array(seen.mean), np.array(seen.std)
-  fields = {name: getattr(model, name) for name in keyword_fields(ViT)}
+  fields = {f: getattr(model, f) for f in keyword_fields(type(model))}
   return {
     'program': PROGRAM,
     'weights': WEIGHTS,
