@@ -2,7 +2,7 @@
 
 The teacher is the digits recipe: `make digits`, whose run is runs/digits. Hard
 and soft, on the logits and by the distillation token (arXiv 2012.12877, table
-3), for 20 epochs of all digits.
+3), for 20 epochs of all digits; soft also with the paper's weight for it, 0.1.
 """
 
 from vit_jax.sweeps import grid, product
@@ -28,4 +28,6 @@ def sweep():
       'task.distillation': ('hard', 'soft'),
     }
   )
-  return product(alone + taught, grid({'seed': range(5)}))
+  soft = {'task.teacher': (TEACHER,), 'task.distillation': ('soft',)}
+  soft |= {'model.distill_token': (False, True), 'task.distill_weight': (0.1,)}
+  return product(alone + taught + grid(soft), grid({'seed': range(5)}))
