@@ -282,6 +282,7 @@ def test_no_run(fails, tmp_path, command):
     assert f'--workdir={workdir} holds no run (no config.json).' in err
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_there(fails, run_dir):
   err = fails('evaluate', f'--workdir={run_dir}', '--step=7')
   assert f'--step=7: {run_dir}/checkpoints has 2.' in err
@@ -310,6 +311,7 @@ def test_predictions_of_what_is_no_picture(fails, run_dir, tmp_path):
 # --- As it is run ---
 
 
+@pytest.mark.slow
 def test_a_subprocess_and_debug(vit_jax, tmp_path):
   flags = DIGITS, f'--workdir={tmp_path}', '--config.optim.name=adam'
   code, out, err = vit_jax('train', *flags)

@@ -185,6 +185,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher):
   assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 1e-2
 
 
+@pytest.mark.slow
 def test_many_devices_and_micro_batches_are_one(teacher):
   single = Setup(load(teacher[0], mesh__data='1'), devices=jax.devices()[:1])
   state, losses = run_steps(single)

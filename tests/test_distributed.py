@@ -114,6 +114,7 @@ def alone(tmp_path_factory, root, flags):
   return path
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(alone, tmp_path, root, flags):
   """A signal to one stops both, with 75; resumed, the curve is the same."""
   path = tmp_path / 'run'

@@ -86,6 +86,7 @@ def test_on_the_same_layout(whole, stopped, monkeypatch):
   ],
   ids=str,
 )
+@pytest.mark.slow
 def test_on_fewer(mesh, whole, stopped, monkeypatch):
   resumed(stopped, mesh, monkeypatch)
   assert apart(losses(stopped), losses(whole)) < 1e-5

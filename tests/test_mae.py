@@ -226,6 +226,7 @@ def losses_of(setup, steps=6, change=None):
   return state, np.array(jax.device_get(losses))
 
 
+@pytest.mark.slow
 def test_many_devices_are_one():
   single = Setup(load(mesh__data='1'), devices=jax.devices()[:1])
   mesh = {'mesh__data': '2', 'mesh__fsdp': '2', 'mesh__tensor': '2'}
@@ -245,6 +246,7 @@ def test_many_devices_are_one():
   assert found['decoder/pixels/kernel'].addressable_shards[0].data.shape[0] == 8
 
 
+@pytest.mark.slow
 def test_micro_batches_hide_the_same_patches():
   found = []
   for parts, ratio in (('1', '0.5'), ('2', '0.5'), ('1', '0.6')):

@@ -16,6 +16,7 @@ from vit_jax import checkpoint, trees
 from vit_jax.optim import OPTIMIZERS
 
 NAMES = list(OPTIMIZERS)
+FAST = ('adamw', 'muon')  # whose whole runs are not slow tests
 KERNELS = [n for n, _ in trees.paths(PARAMS) if n.endswith('kernel')]
 
 
@@ -226,7 +227,13 @@ def kinds(tree):
   return [(n, x.dtype, x.shape) for n, x in trees.paths(tree)]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+  ],
+)
 def test_it_trains_and_resumes(name, tmp_path):
   setup = small(name)
   with jax.set_mesh(setup.mesh):

@@ -155,6 +155,7 @@ def test_a_device_that_nobody_knows():
   assert speed.published('NVIDIA GTX 1080', 'bfloat16') is None
 
 
+@pytest.mark.slow
 def test_utilization(small_config, tmp_path, monkeypatch):
   """FLOPs of the steps, by their time, by the peak; and the sums of a run."""
   monkeypatch.setattr(speed, 'measured', lambda: 1e12)
@@ -184,6 +185,7 @@ def test_utilization(small_config, tmp_path, monkeypatch):
 # --- Profile ---
 
 
+@pytest.mark.slow
 def test_profile(small_config, tmp_path):
   config, window = small_config(total='6 steps'), profile.parse('3:5')
   assert train.run(config, tmp_path, None, window) == train.FINISHED
@@ -227,6 +229,7 @@ def test_a_bad_window_ends_before_it_starts(vit_jax, tmp_path):
 # --- The baseline ---
 
 
+@pytest.mark.slow
 def test_the_textbook_is_our_model():
   """The same logits and gradients by the same parameters; not by others."""
   fields = {'variant': 'mu/4', 'classes': 5, 'unroll': 1}

@@ -54,6 +54,7 @@ def runs(tmp_path_factory, root):
   return folder
 
 
+@pytest.mark.slow
 def test_groups_of_seeds(runs):
   found = runs_lib.find([runs])
   assert runs_lib.varying(found) == ['optim.lr']

@@ -681,6 +681,7 @@ def test_the_evaluator(seen, tmp_path):
   ],
   ids=str,
 )
+@pytest.mark.slow
 def test_from_the_weights_of_a_classifier(tmp_path, fields):
   """Everything but what reads one vector; at another size."""
   vit = ViT(classes=7, variant='Ti/8', width=16, depth=2, heads=2, **fields)

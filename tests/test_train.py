@@ -129,6 +129,7 @@ def test_two_halves_are_one_run(whole, tmp_path, lines):
 @pytest.mark.parametrize(
   'change', [{'seed': '1'}, *slow({'optim.lr': '0.0021'}, {'ema': '0.5'})]
 )
+@pytest.mark.slow
 def test_control_another_config_is_another_run(
   whole, tmp_path, small_config, change
 ):
@@ -460,6 +461,7 @@ def test_a_full_disk(whole, tmp_path):
   assert digest_of(path) == digest_of(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_under_tensorboard(
   whole, tmp_path, monkeypatch, capsys
 ):

@@ -71,6 +71,7 @@ def test_from_tokens_to_patches():
   assert np.allclose(without[0, 0, 1, 2], maps[0, 0, 1:, 6].mean())
 
 
+@pytest.mark.slow
 def test_registers_without_cls(run):
   """Of the first token, a register, nothing is shown."""
   saved = json.loads((run / 'w' / 'config.json').read_text())

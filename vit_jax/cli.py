@@ -125,12 +125,23 @@ def _open(args: argparse.Namespace, headless: bool = False):
 
   if (args.workdir is None) == (args.weights is None):
     raise UserError('give either --workdir=DIR or --weights=FILE')
+  data, options = getattr(args, 'data', None), _options(args)
   if args.workdir:
+    if data:
+      raise UserError(
+        f'--data={data} is for --weights=FILE; a run is evaluated on its own '
+        f'data, on others by --evaluators="on({data!r})".'
+      )
+    if options:
+      raise UserError(f'--{min(options)} is for --weights=FILE, not a run.')
     setup, step, params = load_run(args.workdir, args.step, args.raw)
     return setup, params, {'step': step}
-  data = getattr(args, 'data', None)
+  for flag, given in (('step', args.step is not None), ('raw', args.raw)):
+    if given:
+      raise UserError(f'--{flag} is for --workdir=DIR; a file has one state.')
+  split = getattr(args, 'split', '') or 'test'
   setup, params = finetune.open_weights(
-    args.weights, data, _options(args), headless
+    args.weights, data, options, headless, split
   )
   return setup, params, {'weights': str(args.weights)}
 

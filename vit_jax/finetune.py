@@ -45,7 +45,9 @@ TRAINING = (
 )
 
 
-def _run_config(preprocessing: Preprocessing, data: str | None) -> dict:
+def _run_config(
+  preprocessing: Preprocessing, data: str | None, split: str
+) -> dict:
   """Values of a config that sees pictures as the weights did."""
   texts = origin.ops_of(preprocessing)
   return {
@@ -54,7 +56,7 @@ def _run_config(preprocessing: Preprocessing, data: str | None) -> dict:
     'data': {
       'name': data or 'folder:',
       'train': {'ops': texts},
-      'test': {'ops': texts},
+      'test': {'ops': texts, 'split': split},
     },
   }
 
@@ -70,6 +72,7 @@ def open_weights(
   data: str | None,
   options: dict[str, Any],
   headless: bool = False,
+  split: str = 'test',
 ) -> tuple[Setup, dict[str, Any]]:
   """A setup to evaluate or predict with a file of weights, and the parameters.
 
@@ -80,6 +83,7 @@ def open_weights(
     options: of weights.load.
     headless: whether weights without a head, or for other classes than those
       of the data, will do.
+    split: of the data.
 
   Raises:
     UserError: they do not.
@@ -89,14 +93,23 @@ def open_weights(
   if not (model.classes or headless):
     raise UserError(f'{path} has no head, so it tells no classes.')
   seen = info.preprocessing
-  config = config_lib.resolve(_run_config(seen, data))
+  config = config_lib.resolve(_run_config(seen, data, split))
   labels = info.description.labels or tuple(map(str, range(model.classes)))
   fingerprint, examples = '', 1
   if data:
-    source = open_split(data, 'test')
+    source = open_split(data, split)
     if len(source.classes) != model.classes and not headless:
       raise UserError(
         f'{path} has {model.classes} classes, {data} {len(source.classes)}.'
+      )
+    if info.description.labels and labels != tuple(source.classes):
+      logging.warning(
+        '%s calls its classes %s, ..., %s calls its own %s, ...: matched by '
+        'number.',
+        path,
+        ', '.join(labels[:3]),
+        data,
+        ', '.join(source.classes[:3]),
       )
     labels, fingerprint = tuple(source.classes), source.fingerprint
   about = DataInfo(labels, seen.size, len(seen.mean), examples, fingerprint)
