@@ -18,6 +18,7 @@ def sweep():
   def started(weights, layer_decay):
     points = {'seed': SEEDS, 'data.train.split': labels, 'init_from': weights}
     points['optim.layer_decay'] = [layer_decay] * len(SEEDS)
+    points['init_head'] = ['new' if w else 'keep' for w in weights]
     return product(rates, zipped(points))
 
   pretrained = [f'runs/masked/seed={seed}' for seed in SEEDS]

@@ -1,6 +1,7 @@
 """Evaluators: against scikit-learn and NumPy on the same features."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -264,7 +265,9 @@ def test_features_of_weights_for_other_classes(run, capsys, tmp_path):
     ('knn(0)', 'knn(0)'),
     ('knn(a)', 'is not an evaluator'),
     ('knn(neighbours=3)', 'Arguments: k, temperature'),
-    ('linear_probe(rates=())', 'at least one rate'),
+    ('linear_probe(rates=())', 'at least one, all above 0'),
+    ('linear_probe(rates=(0.1, -1.0))', 'at least one, all above 0'),
+    ('classification(bins=100000000000)', '1 to 1000'),
     ('knn(2000)', 'the training split has 1437 examples'),
     ('fewshot(500)', 'class number 0 has'),
     ("on('imagenet_sketsh')", "Did you mean 'imagenet_sketch'"),
@@ -384,6 +387,10 @@ def test_corruptions_over_alexnets(view, tmp_path, monkeypatch):
   assert metrics['imagenet_c_snow'] == pytest.approx(errors['snow'])
   expected = (errors['snow'] / 0.5 + errors['fog'] / 0.25) / 2
   assert metrics['mce'] == pytest.approx(expected)
+  shutil.rmtree(tmp_path / 'fog' / '5')
+  monkeypatch.setattr(sets, 'error_on', None)  # nothing is evaluated
+  with pytest.raises(UserError, match='fog/5'):
+    sets.imagenet_c(view, pattern, 'all')
 
 
 def test_alexnets_errors():

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import red_and_blue
-from vit_jax import cli, evaluate, trees, weights
+from vit_jax import cli, evaluate, finetune, trees, weights, workdir
 from vit_jax import config as config_lib
+from vit_jax.data import open_split
 from vit_jax.models.vit import ViT
 from vit_jax.weights.formats import Preprocessing
 
@@ -196,3 +197,77 @@ def test_mistakes(pictures, file, tmp_path, capsys, flags, says):
   assert command(pictures, file[0], tmp_path / 'run', *flags) == 2
   err = capsys.readouterr().err
   assert says in err and 'Traceback' not in err
+
+
+@pytest.mark.parametrize(
+  'flags, says',
+  [
+    (
+      ['--workdir=W', '--data=digits'],
+      "on others by --evaluators=\"on('digits'",
+    ),
+    (['--workdir=W', '--heads=7'], '--heads is for --weights=FILE'),
+    (['--weights=FILE', '--data=DATA', '--step=0'], '--step is for --workdir'),
+    (['--weights=FILE', '--data=DATA', '--raw'], '--raw is for --workdir'),
+    (['--weights=FILE', '--evaluators=knn(5)'], '--data=folder:PATH, which is'),
+    (
+      ['--weights=FILE', '--data=DATA', '--evaluators=knn', '--keep=K'],
+      'K: the',
+    ),
+  ],
+)
+def test_flags_that_do_not_go_together(pictures, file, capsys, flags, says):
+  names = {'FILE': str(file[0]), 'DATA': f'folder:{pictures}'}
+  for name, value in names.items():
+    flags = [flag.replace(f'={name}', f'={value}') for flag in flags]
+  assert cli.main(['evaluate', *flags]) == 2
+  err = capsys.readouterr().err
+  assert says in err and 'Traceback' not in err
+
+
+def test_a_new_head_is_for_weights(pictures, tmp_path, capsys):
+  flags = ['train', '--config=configs/finetune.py', f'--workdir={tmp_path}/run']
+  assert cli.main([*flags, f'--config.data.name=folder:{pictures}']) == 2
+  assert '--config.init_from=FILE' in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_weights_on_a_split_of_another_name(
+  pictures, file, monkeypatch, caplog
+):
+  """There may be no 'test'; and other names of the classes are told."""
+  opened = []
+
+  def opens(name, split, **fields):
+    opened.append(split)
+    return open_split(name, 'train' if split == 'validation' else 'x', **fields)
+
+  path, model, params = file
+  named = path.parent / 'named' / 'model.safetensors'
+  named.parent.mkdir(exist_ok=True)
+  seen = Preprocessing((16, 16))
+  small = model.clone(classes=2)
+  fresh = small.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
+  own = {'format': 'vit_jax', 'preprocessing': seen, 'labels': ('cat', 'dog')}
+  weights.save(named, small, fresh, **own)
+  monkeypatch.setattr(finetune, 'open_split', opens)
+  data = f'folder:{pictures}'
+  setup, _ = finetune.open_weights(named, data, {}, split='validation')
+  assert opened == ['validation'] and setup.info.classes == ('blue', 'red')
+  assert setup.config.data.test.split == 'validation'
+  assert 'cat, dog, ...' in caplog.text
+
+
+def test_a_run_keeps_the_pixels_of_each_group(pictures, file, tmp_path):
+  """What it found at first; the same command is the same config again."""
+  flags = [
+    ('init_from', str(file[0])),
+    ('data.name', f'folder:{pictures}'),
+    ('data.train.ops', "('decode', 'fit', 'range(-1, 1)')"),
+  ]
+  config = config_lib.load('configs/finetune.py', flags)
+  first = finetune.adopt(config, tmp_path)
+  workdir.write_json(tmp_path / 'config.json', config_lib.to_json(first))
+  assert finetune.adopt(config, tmp_path) == first
+  assert first.data.train.ops[-1] == 'range(-1, 1)'
+  assert first.data.test.ops[-1].startswith('normalize((0.4')

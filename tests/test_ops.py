@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -381,3 +382,16 @@ def test_erasing():
   assert 45 < sum(kept) < 75
   black = apply("random_erasing(1, mode='zero')", picture(seed=1), seed=3)
   assert (black == 0).all(-1).mean() > 0.015
+
+
+def test_without_resizing_and_cropping():
+  """A picture of the model's size stays as it is."""
+  texts = ('decode', "resize_small(24, 'bicubic')", 'central_crop')
+  texts += ('range(0, 255)',)
+  left = ops.whole(texts)
+  assert left == ('decode', 'fit', 'range(0, 255)')
+  assert ops.whole(('range(-1, 1)',)) == ('range(-1, 1)',)
+  image = picture(16, 12)
+  data = cv2.imencode('.png', image[..., ::-1])[1].tobytes()
+  np.testing.assert_allclose(apply(left, data), image, atol=1e-3)
+  assert np.abs(apply(texts, data) - image).max() > 10

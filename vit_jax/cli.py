@@ -63,7 +63,9 @@ def _launch(args: argparse.Namespace) -> int:
   from vit_jax.setup import Setup
 
   # A mistake ends here, not in the queue.
-  config = finetune.adopt(_load_config(args), args.workdir)
+  config = _load_config(args)
+  finetune.check_start(config)
+  config = finetune.adopt(config, args.workdir)
   Setup(config)
   workdir.check_resumable(args.workdir, config)
   argv = ['train', f'--config={args.config}', f'--workdir={args.workdir}']
@@ -200,6 +202,11 @@ def _evaluate(args: argparse.Namespace) -> int:
 
   from vit_jax import evaluate, evaluators
 
+  if args.weights and not args.data:
+    raise UserError(
+      f'--weights={args.weights} is evaluated on --data=folder:PATH, which is '
+      'missing.'
+    )
   calls = evaluators.split_calls(args.evaluators)
   evaluators.check('--evaluators', calls)
   features = {name for name, _ in evaluators.check('', calls)}

@@ -127,5 +127,10 @@ def run(
     # Of features alone: weights may have no head, or one for other classes.
     if getattr(setup.model, 'classes', 0) == len(setup.info.classes):
       result |= evaluate(setup, loader, params, keep)
+    elif keep:
+      raise UserError(
+        f'--keep={keep}: the head is not for these classes, so there is '
+        "nothing to keep; --pictures=DIR has the evaluators' predictions."
+      )
     view = View(setup, params, loader, pictures)
     return result | run_all('--evaluators', evaluators, view)

@@ -169,6 +169,16 @@ def convert(
   return f'wrote {target} ({format}) from {what}'
 
 
+def check_start(config: ml_collections.FrozenConfigDict):
+  """Raises UserError of a new head for weights that are not named."""
+  if config.init_head == 'new' and not config.init_from:
+    raise UserError(
+      "config.init_head = 'new' replaces the head of weights, and none are "
+      'named: --config.init_from=FILE, a run, or --config.init_head=keep to '
+      'start from random values.'
+    )
+
+
 def adopt(
   config: ml_collections.FrozenConfigDict, workdir: Path
 ) -> ml_collections.FrozenConfigDict:
@@ -186,15 +196,12 @@ def adopt(
   if saved and saved.get('init_from') == config.init_from:
     before = config_lib.resolve(saved)
     found, size, channels = before.model.to_dict(), before.size, before.channels
-    normal = next(
-      text
-      for text in before.data.train.ops
-      if text.startswith(('normalize', 'range'))
-    )
+    groups = before.data.to_dict()
+    normal = 'normalize'
   else:
     found, seen = origin.found(config.init_from)
     size, channels = config.size or seen.size, len(seen.mean)
-    normal = f'normalize({seen.mean}, {seen.std})'
+    groups, normal = {}, f'normalize({seen.mean}, {seen.std})'
   values['size'], values['channels'] = config.size or size, channels
   fields = keyword_fields(ViT)
   if 'segmenter' in (config.model.name, found.get('name')):
@@ -203,10 +210,14 @@ def adopt(
       fields |= keyword_fields(models.MODELS[config.model.name])
   own = set(fields) - set(TRAINING)
   values['model'] |= {name: found[name] for name in own if name in found}
-  for group in values['data'].values():
+  for name, group in values['data'].items():
     if isinstance(group, dict):
+      before = groups[name]['ops'] if name in groups else ()
       group['ops'] = tuple(
-        normal if text.strip() == 'normalize' else text for text in group['ops']
+        text
+        if text.strip() != 'normalize'
+        else (before[i] if i < len(before) else normal)
+        for i, text in enumerate(group['ops'])
       )
   return config_lib.resolve(values)
 

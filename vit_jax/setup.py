@@ -247,11 +247,17 @@ class Setup:
     """The source of a group of config.data, or of a split of its own."""
     return open_group(self.config.data, name)
 
-  def loader(self, name: str, source: Source) -> loader.Loader:
-    """Batches of a source, by the ops of `name` (or those of 'test')."""
+  def loader(
+    self, name: str, source: Source, whole: bool = False
+  ) -> loader.Loader:
+    """Batches of a source, by the ops of `name` (or those of 'test').
+
+    With `whole` a picture of the model's size is neither resized nor cropped.
+    """
     data = self.config.data
     group = name if hasattr(data.get(name), 'ops') else 'test'
-    field = f'config.data.{group}.ops'
+    field, texts = f'config.data.{group}.ops', data[group].ops
+    texts = ops.whole(texts) if whole else texts
     self._check_labels(source, f'split {name!r}')
     if tuple(source.classes) != self.info.classes:
       raise UserError(f'split {name!r} has other classes than the training.')
@@ -263,7 +269,7 @@ class Setup:
       )
     result = loader.Loader(
       source=source,
-      pipeline=ops.build(field, data[group].ops, self._accelerated),
+      pipeline=ops.build(field, texts, self._accelerated),
       size=self.info.size,
       channels=self.info.channels,
       seed=self.config.seed,

@@ -68,6 +68,7 @@ def run(
     UserError: a mistake in the config, the data or the workdir.
   """
   begun = time.perf_counter()
+  finetune.check_start(config)
   config = finetune.adopt(config, path)
   setup = Setup(config)
   distributed.check_same(

@@ -180,6 +180,17 @@ def build(
   return Pipeline(field, texts, on_device)
 
 
+def whole(texts: Sequence[str]) -> tuple[str, ...]:
+  """The ops with one `fit` for all that resizes or crops, if there is any."""
+  of_size = [t.startswith(('resize', 'fit', 'central_crop')) for t in texts]
+  first = of_size.index(True) if any(of_size) else -1
+  return tuple(
+    'fit' if i == first else text
+    for i, text in enumerate(texts)
+    if i == first or not of_size[i]
+  )
+
+
 def check_shape(field: str, image: np.ndarray, context: Context):
   """Raises UserError unless image and mask have the model's shape."""
   want = (*context.size, context.channels)

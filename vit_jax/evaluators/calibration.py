@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vit_jax.data.context import Pixels
+from vit_jax.errors import UserError
 from vit_jax.evaluators.view import View
 
 
@@ -38,8 +39,10 @@ def classification(view: View, bins: Pixels = 15) -> dict[str, float]:
 
   Args:
     view: of the model.
-    bins: of the calibration error.
+    bins: of the calibration error, 1 to 1000.
   """
+  if bins > 1000:
+    raise UserError(f'classification(bins={bins}): 1 to 1000.')
   rows = view.outputs
   hits, confidence = rows['accuracy'] > 0, rows['confidence'].astype(float)
   metrics = {

@@ -174,8 +174,8 @@ def linear_probe(
   Returns:
     `linear_probe`, and `linear_probe_rate`, the rate that was chosen.
   """
-  if not rates:
-    raise UserError('linear_probe(rates=()): at least one rate.')
+  if not rates or min(rates) <= 0:
+    raise UserError(f'linear_probe(rates={rates}): at least one, all above 0.')
   features, labels = view.train_features
   if len(labels) < 2:
     raise UserError(

@@ -84,7 +84,7 @@ def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
   return _Relabelled(source, classes, labels)
 
 
-def _open(view: View, name: str, split: str) -> Source:
+def _open(view: View, name: str, split: str, published: bool = False) -> Source:
   kind, path = parse_name(name)
   check_choice('evaluator: data', kind, SOURCES)
   if not split:
@@ -94,16 +94,20 @@ def _open(view: View, name: str, split: str) -> Source:
   data = view.setup.config.data
   known = source_fields(name)
   fields = {k: v for k, v in data.items() if k in known and k != 'index_dir'}
+  if published:  # whose features are not named as the training set's may be
+    fields = {k: v for k, v in fields.items() if not k.endswith('_feature')}
   source = open_split(name, split, on_error=data.on_error, **fields)
   return _relabelled(name, source, view.setup.info.classes)
 
 
-def error_on(view: View, source: Source, name: str) -> float:
+def error_on(
+  view: View, source: Source, name: str, whole: bool = False
+) -> float:
   """Share of wrong answers, where only the classes of the set can be given.
 
   ImageNet-A and -R have 200 of the 1,000 (arXiv 1907.07174, 2006.16241).
   """
-  rows = view.logits(source)
+  rows = view.logits(source, whole)
   present = np.zeros(rows['logits'].shape[1], bool)
   present[rows['label']] = True
   predicted = np.where(present, rows['logits'], -np.inf).argmax(1)
@@ -127,7 +131,8 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
     )
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
   short = f'on_{short.strip("_")}'
-  return {short: 1 - error_on(view, _open(view, name, split), short)}
+  source = _open(view, name, split, data in SETS)
+  return {short: 1 - error_on(view, source, short)}
 
 
 def imagenet_c(
@@ -137,6 +142,10 @@ def imagenet_c(
 ) -> dict[str, float]:
   """Error on each corruption, and `mce`, the mean of them over AlexNet's.
 
+  AlexNet saw the pictures as they are stored, at 224 pixels; so does a model of
+  that size, whatever its own ops resize and crop. To another size they are
+  fitted.
+
   Args:
     view: of the model.
     data: as config.data.name, with {corruption} and {severity}, 1 to 5.
@@ -145,14 +154,19 @@ def imagenet_c(
   for part in ('{corruption}', '{severity}'):
     if part not in data:
       raise UserError(f'imagenet_c({data!r}): it has no {part}.')
-  errors = {}
+  sources = {}  # opened before the first one is evaluated: one may be missing
   for corruption in ALEXNET:
-    found = []
     for severity in range(1, 6):
       name = data.replace('{corruption}', corruption)
       name = name.replace('{severity}', str(severity))
-      kept = f'imagenet_c_{corruption}_{severity}'
-      found.append(error_on(view, _open(view, name, split), kept))
+      sources[corruption, severity] = _open(view, name, split, True)
+  errors = {}
+  for corruption in ALEXNET:
+    found = [
+      error_on(view, source, f'imagenet_c_{name}_{severity}', whole=True)
+      for (name, severity), source in sources.items()
+      if name == corruption
+    ]
     errors[corruption] = float(np.mean(found))
   relative = [error / ALEXNET[name] for name, error in errors.items()]
   named = {f'imagenet_c_{name}': error for name, error in errors.items()}

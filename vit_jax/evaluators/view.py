@@ -111,9 +111,9 @@ class View:
       self.loader, lambda b: step(self.params, b)[1], 'outputs'
     )
 
-  def logits(self, source: Source) -> Rows:
-    """`logits` (n, Y) and `label` of another source."""
-    loader = self.setup.loader('test', source)
+  def logits(self, source: Source, whole: bool = False) -> Rows:
+    """`logits` (n, Y) and `label` of another source; `whole` as of `loader`."""
+    loader = self.setup.loader('test', source, whole)
     return self._run(loader, 'logits', 'logits')
 
   def keep(self, name: str, **rows: np.ndarray):
