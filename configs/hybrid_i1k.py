@@ -43,7 +43,7 @@ def get_config():
   config.data.train = {
     'ops': (
       'decode',
-      'inception_crop',
+      'inception_crop(0.05)',
       'flip',
       'randaugment(2, 15)',
       'range(-1, 1)',

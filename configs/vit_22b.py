@@ -2,7 +2,8 @@
 
   python -m vit_jax plan --config=configs/vit_22b.py --topology=v5p:8x8x8
 
-Expected: not known. Run here: no; docs/scaling.md has its plan.
+Expected: not known. Hardware: 512 v5p chips. Run here: no; docs/scaling.md has
+  its plan.
 Width 6144, depth 48, MLP 24576, 48 heads, normalised queries and keys, no
 biases of queries, keys and values, a MAP head; batch and steps are the paper's,
 and as many examples and classes as its private JFT-4B are stated. The paper's

@@ -2,7 +2,8 @@
 
   python -m vit_jax plan --config=configs/vit_g14.py --topology=v5p:4x4x4
 
-Expected: not known. Run here: no; docs/scaling.md has its plan.
+Expected: not known. Hardware: 64 v5p chips. Run here: no; docs/scaling.md has
+  its plan.
 The paper's data, JFT-3B, are private: here it is the 14.2 million pictures of
 ImageNet-21k, as tar shards in PATH. Shape, MAP head, sigmoid loss and the
 schedule's form are the paper's; rates and length are untuned. It trains with

@@ -71,7 +71,7 @@ def get_config(argument=''):
   config.data.examples = 1_281_167
   config.data.classes = 1000
   config.data.workers = 16
-  ops = ('decode', 'inception_crop', 'flip', augment, 'range(-1, 1)')
+  ops = ('decode', 'inception_crop(0.05)', 'flip', augment, 'range(-1, 1)')
   config.data.train = {'ops': tuple(op for op in ops if op)}
   config.data.test = {
     'split': 'validation',

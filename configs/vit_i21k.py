@@ -71,7 +71,7 @@ def get_config(argument='light2'):
   config.data.examples = 14_197_122
   config.data.classes = 21_843
   config.data.workers = 32
-  ops = ('decode', 'inception_crop', 'flip', augment, 'range(-1, 1)')
+  ops = ('decode', 'inception_crop(0.05)', 'flip', augment, 'range(-1, 1)')
   config.data.train = {'ops': tuple(op for op in ops if op)}
   config.data.test = {
     'ops': ('decode', 'resize_small(256)', 'central_crop', 'range(-1, 1)')

@@ -49,7 +49,7 @@ def get_config(epochs='90'):
   config.data.train = {
     'ops': (
       'decode',
-      'inception_crop',
+      'inception_crop(0.05)',
       'flip',
       'randaugment(2, 10)',
       'range(-1, 1)',

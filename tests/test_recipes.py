@@ -123,7 +123,7 @@ def test_counts_tell_recipes_apart():
 def test_a_header_is_a_contract(name):
   text = header(name)
   assert f'--config=configs/{name}.py' in text or 'make' in text
-  for word in ('Expected', 'Run here: '):
+  for word in ('Expected', 'Run here: ', 'Hardware: '):
     assert word in text, word
   assert len((CONFIGS / f'{name}.py').read_text().splitlines()) <= 100
 
