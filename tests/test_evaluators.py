@@ -282,6 +282,12 @@ def test_mistakes(run, calls, words, capsys):
   assert words in capsys.readouterr().err
 
 
+def test_no_example_is_its_own_neighbour(run, capsys):
+  flags = [f'--workdir={run}', '--split=train', '--evaluators=knn(5)']
+  assert cli.main(['evaluate', *flags]) == 2
+  assert 'would find itself' in capsys.readouterr().err
+
+
 def test_mistakes_of_a_config(tmp_path, capsys):
   flags = ['--config=configs/digits.py', f'--workdir={tmp_path / "w"}']
   flags += ["--config.evaluators=('ece',)"]
