@@ -310,7 +310,7 @@ def tiny(target, pictures, file, workdir):
   """The recipe on small pictures of another source, from other weights."""
   config, changed = load(target), dict(TINY)
   masks = config.task.name == 'segmentation'
-  if config.data.name not in ('digits', 'digit_scenes'):
+  if config.data.name.split(':')[0] not in ('digits', 'digit_scenes'):
     changed |= {'data__name': f'folder:{pictures}'}
     changed |= {'data__examples': '0', 'data__classes': '0'}
     if masks:

@@ -183,9 +183,7 @@ def devices(topology: Topology) -> list[Any]:
     with _quiet():
       return topologies.get_topology_desc(**_options(topology)).devices
   except jax.errors.JaxRuntimeError as error:
-    shape = topology.name.partition(':')[2]
     raise UserError(
-      f'--topology = {topology.name!r}: {topology.kind} has no slices of '
-      f'{shape}.{did_you_mean(shape, topology.hardware.shapes)} '
-      f'({str(error).partition(":")[2].strip()})'
+      f'--topology = {topology.name!r}: the compiler refuses it: '
+      f'{str(error).partition(":")[2].strip()}'
     ) from error
