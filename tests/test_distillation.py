@@ -110,7 +110,9 @@ def run_steps(setup, steps=4, **change):
 
 
 @pytest.mark.parametrize('kind', ['soft', 'hard'])
-@pytest.mark.parametrize('token', [False, True])
+@pytest.mark.parametrize(
+  'token', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_step_is_that_of_its_loss(teacher, kind, token):
   """Of the whole step: the loss, and gradients for the student alone."""
   path, model, params = teacher

@@ -16,7 +16,15 @@ from vit_jax import checkpoint, trees
 from vit_jax.optim import OPTIMIZERS
 
 NAMES = list(OPTIMIZERS)
-FAST = ('adamw', 'muon')  # whose whole runs are not slow tests
+whole_runs = pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('adamw', 'muon')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+  ],
+)
 KERNELS = [n for n, _ in trees.paths(PARAMS) if n.endswith('kernel')]
 
 
@@ -227,13 +235,7 @@ def kinds(tree):
   return [(n, x.dtype, x.shape) for n, x in trees.paths(tree)]
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-    for name in NAMES
-  ],
-)
+@whole_runs
 def test_it_trains_and_resumes(name, tmp_path):
   setup = small(name)
   with jax.set_mesh(setup.mesh):
@@ -265,7 +267,7 @@ def test_it_trains_and_resumes(name, tmp_path):
   assert trees.digest(other.params) != trees.digest(state.params)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@whole_runs
 def test_many_devices_are_one(name):
   many, one = small(name, data='2', fsdp='2', tensor='2'), small(name)
   (state, _), (expected, _) = trained(many, 3), trained(one, 3)

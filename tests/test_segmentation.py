@@ -324,6 +324,7 @@ def test_scores_are_where_their_patch_is(small):
   np.testing.assert_array_equal(logits[0, ..., 0], blocks.reshape(8, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decoder', ['linear', 'mask_transformer'])
 def test_features_of_several_blocks(small, decoder):
   model, _, images = small

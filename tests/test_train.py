@@ -306,6 +306,7 @@ def test_signals_and_kills_of_a_real_process(tmp_path, root, small_flags):
   assert digest_of(whole) == digest_of(broken)
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step(tmp_path, root, small_flags):
   process = _start(root, tmp_path / 'run', small_flags)
   time.sleep(0.7)  # importing

@@ -377,6 +377,7 @@ def saved(tmp_path, case, extra=True):
   return path, plain, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_tokens_of_each_block_and_logits(tmp_path, name):
   case = CASES[name]
