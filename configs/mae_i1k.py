@@ -14,7 +14,10 @@ Expected after 1,600 epochs and fine-tuning: B 83.6, L 85.9, H 86.9 %; by a
   77.2). Hardware: 64 V100s; L takes 42 hours for 800 epochs. Run here: no.
 Values of the paper's table 8: the rate is 1.5e-4 for a batch of 256, linear in
 it. We differ: the frequencies of the sine positions are those of MoCo v3's
-table (models/positions.py), each a little lower than in the authors' code.
+table (models/positions.py), each a little lower than in the authors' code, and
+the patch embedding starts as Flax's layers do, not by Xavier's rule. The linear
+probe is the authors' own, with batch normalisation, as configs/linear_probe.py is
+not.
 """
 
 from vit_jax import defaults

@@ -164,6 +164,32 @@ def test_a_step_is_that_of_its_loss(teacher, kind, token):
   assert ('distill_head/linear/kernel' in reached) == token
 
 
+@pytest.mark.parametrize('stopped', [True, False])
+def test_no_gradient_reaches_the_teacher(teacher, stopped, monkeypatch):
+  """Of the whole step's loss; the control: it would."""
+  if not stopped:
+    monkeypatch.setattr(jax.lax, 'stop_gradient', lambda x: x)
+  fields = {'task__distillation': 'soft', 'task__mixup': '0.0'}
+  setup = Setup(load(teacher[0], **fields), devices=jax.devices()[:1])
+  with jax.set_mesh(setup.mesh):
+    state, given = setup.init(), finetune.given(setup)
+    batch = setup.loader('train', setup.train_source).train_batch(0)
+    run = step.make_train_step(
+      setup.task,
+      setup.apply,
+      setup.optimizer,
+      setup.rate,
+      seed=0,
+      ema=0.0,
+      accumulate=1,
+      teach=setup.teacher,
+    )
+    state = state.replace(ema=None)
+    loss = jax.jit(jax.grad(lambda given: run(state, batch, given)[1]['loss']))
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(loss(given)))
+  assert (largest == 0) == stopped
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher):
   """Soft distillation alone: no loss, no gradient; another teacher has both."""
   path, model, params = teacher

@@ -142,7 +142,8 @@ def make_train_step(
     key = key_for(seed, state.step, 'dropout')
     batch = task.augment(batch, key_for(seed, state.step, 'mix'))
     if teach:
-      batch = batch | {'teacher': teach(given, batch['image'])}
+      says = jax.lax.stop_gradient(teach(given, batch['image']))
+      batch = batch | {'teacher': says}
     grads, sums = _sums_and_grads(
       task, apply, state.params, batch, key, accumulate
     )
