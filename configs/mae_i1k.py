@@ -16,8 +16,8 @@ Values of the paper's table 8: the rate is 1.5e-4 for a batch of 256, linear in
 it. We differ: the frequencies of the sine positions are those of MoCo v3's
 table (models/positions.py), each a little lower than in the authors' code, and
 the patch embedding starts as Flax's layers do, not by Xavier's rule. The linear
-probe is the authors' own, with batch normalisation, as configs/linear_probe.py is
-not.
+probe is the authors' own, with batch normalisation; configs/linear_probe.py has
+none.
 """
 
 from vit_jax import defaults
