@@ -11,7 +11,6 @@ Wants libtpu: PYTHONPATH=.venv/plan, or the extra plan-tpu.
 
 import importlib.util
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ _ROOT = Path(__file__).parent.parent
 _CLASSES = 1000
 
 
-def ours(variant: str, devices: list, depth: int, **more: str):
+def ours(variant: str, devices: list, depth: int):
   """Our step, without a loop, compiled for devices that are not here."""
   from vit_jax import config
   from vit_jax.setup import Setup, stated_info
@@ -52,7 +51,6 @@ def ours(variant: str, devices: list, depth: int, **more: str):
     'model.unroll': '0',
     'model.pool': 'cls',
     'model.positions': 'learned',
-    **more,
   }
   file = str(_ROOT / 'configs' / 'vit_i1k.py')
   loaded = config.load(file, list(fields.items()))
@@ -117,11 +115,9 @@ def _side(
   devices: list,
   depths: tuple[int, int],
 ) -> dict[str, float]:
-  """Facts of the variant in its depth; and how long compiling took."""
-  begun = time.perf_counter()
+  """Facts of the variant in its depth."""
   found = [facts(make(variant, devices, n), len(devices)) for n in depths]
-  whole = extended(*found, (*depths, parse(variant)[0].depth))
-  return whole | {'compiled in, s': time.perf_counter() - begun}
+  return extended(*found, (*depths, parse(variant)[0].depth))
 
 
 def run(
@@ -163,7 +159,7 @@ def run(
         us['bytes accessed, MB'], most=GOALS[variant]
       )
   columns = ('', '', 'GFLOP', 'bytes accessed, MB', 'of HBM, MB')
-  columns += ('memory, MB', 'collectives', 'sent, MB', 'compiled in, s')
+  columns += ('memory, MB', 'collectives', 'sent, MB')
   return measure.record(
     'tpu',
     load=load,

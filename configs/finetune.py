@@ -9,7 +9,7 @@ another --config.size resamples the positions. The head is new.
 
 Without an argument: for small sets, after DeiT's; not tuned. Try too
 --config.optim.layer_decay=0.75, --config.optim.head_warmup=1ep. Hardware: any.
-Expected: depends on both. Run here: on weights trained here (docs/results.md).
+Expected: no number, it is for any set. Run here: yes (docs/results.md).
 
 configs/finetune.py:sgd as the paper does it (arXiv 2010.11929, table 4): SGD at
 384, batch 512. Steps and rates of google-research/vision_transformer: ImageNet
@@ -21,7 +21,7 @@ configs/finetune.py:sgd as the paper does it (arXiv 2010.11929, table 4): SGD at
 configs/finetune.py:layers as MAE does it (its FINETUNE.md, arXiv 2111.06377):
 AdamW, rates that fall by 0.65 from layer to layer. Expected: B/16 83.6 % on
   ImageNet-1k from MAE's weights. Hardware: 32 GPUs, 7 h 11. Run here: no.
-  We fit pictures of the test, not cut them from 256 to 224.
+  We differ: test pictures are resized to 224, not to 256 and then cropped.
 """
 
 from vit_jax import defaults

@@ -6,16 +6,18 @@ import pkgutil
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 
 import vit_jax as package
+from tests.conftest import ROOT
 from vit_jax import cli, flags
 from vit_jax.data.ops import OPS
 
-ROOT = Path(__file__).parent.parent
-PAGES = ['README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
+PAGES = [
+  'README.md',
+  *(f'docs/{p.name}' for p in sorted(ROOT.glob('docs/*.md'))),
+]
 COMMAND = re.compile(
   r'(?:python -m vit_jax|(?:^|`) *vit-jax) ([^`\n]*)', re.MULTILINE
 )

@@ -80,9 +80,9 @@ def test_on_the_same_layout(whole, stopped, monkeypatch):
   'mesh',
   [
     {'data': '2'},
-    pytest.param({'data': '1'}, marks=slow),
-    pytest.param({'fsdp': '4'}, marks=slow),
-    pytest.param({'fsdp': '2', 'tensor': '2'}, marks=slow),
+    {'data': '1'},
+    {'fsdp': '4'},
+    {'fsdp': '2', 'tensor': '2'},
   ],
   ids=str,
 )

@@ -380,7 +380,18 @@ def test_corruptions_over_alexnets(view, tmp_path, monkeypatch):
       folder = tmp_path / name / str(severity)
       write_pictures(folder, view, range(10), count=severity + 20 * i + 10)
   pattern = f'folder:{tmp_path}/{{corruption}}/{{severity}}'
-  metrics = sets.imagenet_c(view, pattern, 'all')
+  opened, make = [], view.setup.loader
+
+  def loader(name, source, whole=False):
+    opened.append(whole)
+    return make(name, source, whole)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(view.setup, 'loader', loader)
+    metrics = sets.imagenet_c(view, pattern, 'all')
+    assert opened == [True] * 10  # as stored
+    sets.on(view, f'folder:{tmp_path}/snow/1')
+    assert opened == [True] * 10 + [False]
   errors = {
     name: np.mean(
       [

@@ -32,7 +32,9 @@ def test_bad_records_do_not_count(monkeypatch):
   whole = Digits('', 'train')
   first = whole[0]['label']
   monkeypatch.setattr(Digits, '__getitem__', damaged)
-  few = Few(whole, 3, '')
+  with pytest.raises(BadRecord, match='number 0'):
+    Few(whole, 3, '')
+  few = Few(whole, 3, '', 'skip')
   labels = [few[i]['label'] for i in range(30)]
   assert labels.count(first) == 3
 

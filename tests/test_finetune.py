@@ -13,7 +13,6 @@ from PIL import Image
 from tests.conftest import red_and_blue
 from vit_jax import cli, evaluate, finetune, trees, weights, workdir
 from vit_jax import config as config_lib
-from vit_jax.data import open_split
 from vit_jax.models.vit import ViT
 from vit_jax.weights.formats import Preprocessing
 
@@ -230,32 +229,6 @@ def test_a_new_head_is_for_weights(pictures, tmp_path, capsys):
   assert cli.main([*flags, f'--config.data.name=folder:{pictures}']) == 2
   assert '--config.init_from=FILE' in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()
-
-
-def test_weights_on_a_split_of_another_name(
-  pictures, file, monkeypatch, caplog
-):
-  """There may be no 'test'; and other names of the classes are told."""
-  opened = []
-
-  def opens(name, split, **fields):
-    opened.append(split)
-    return open_split(name, 'train' if split == 'validation' else 'x', **fields)
-
-  path, model, params = file
-  named = path.parent / 'named' / 'model.safetensors'
-  named.parent.mkdir(exist_ok=True)
-  seen = Preprocessing((16, 16))
-  small = model.clone(classes=2)
-  fresh = small.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
-  own = {'format': 'vit_jax', 'preprocessing': seen, 'labels': ('cat', 'dog')}
-  weights.save(named, small, fresh, **own)
-  monkeypatch.setattr(finetune, 'open_split', opens)
-  data = f'folder:{pictures}'
-  setup, _ = finetune.open_weights(named, data, {}, split='validation')
-  assert opened == ['validation'] and setup.info.classes == ('blue', 'red')
-  assert setup.config.data.test.split == 'validation'
-  assert 'cat, dog, ...' in caplog.text
 
 
 def test_a_run_keeps_the_pixels_of_each_group(pictures, file, tmp_path):

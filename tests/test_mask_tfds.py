@@ -133,6 +133,41 @@ def test_two_of_three_classes(root):
   assert image.shape == (16, 8, 8, 3)
 
 
+class Turned(Pets):
+  """With a picture that EXIF turns."""
+
+  orientation = 1
+
+  def _make(self, start, stop):
+    for i, example in super()._make(start, stop):
+      with Image.open(example['image']) as image:
+        buffer, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = self.orientation if i == 2 else 1
+        image.save(buffer, 'png', exif=exif)
+      buffer.seek(0)
+      yield i, example | {'image': buffer}
+
+
+@pytest.mark.parametrize('orientation', [1, 3])
+def test_a_picture_that_exif_turns_has_no_certain_mask(
+  orientation, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(Turned, 'orientation', orientation)
+  builder = Turned(data_dir=str(tmp_path), file_format='array_record')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    builder.download_and_prepare()
+  fields, bad = {'label_feature': 'named'}, []
+  source = data.open_split(f'tfds:{builder.data_dir}', 'train', **fields)
+  for i in range(len(source)):
+    try:
+      _ = source[i]
+    except BadRecord as error:
+      bad.append(str(error))
+  assert len(bad) == (orientation == 3)
+  assert all('EXIF turns the picture (orientation 3)' in text for text in bad)
+
+
 @pytest.mark.parametrize(
   'feature, fields, says',
   [

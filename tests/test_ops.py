@@ -390,6 +390,8 @@ def test_without_resizing_and_cropping():
   texts += ('range(0, 255)',)
   left = ops.whole(texts)
   assert left == ('decode', 'fit', 'range(0, 255)')
+  padded = ('decode', 'crop_or_pad', 'range(0, 255)')
+  assert ops.whole(padded) == left
   assert ops.whole(('range(-1, 1)',)) == ('range(-1, 1)',)
   image = picture(16, 12)
   data = cv2.imencode('.png', image[..., ::-1])[1].tobytes()

@@ -94,6 +94,12 @@ def test_numbers_of_numpy(write):
   assert [p.config.optim.lr for p in plans] == pytest.approx([1e-4, 1e-3, 1e-2])
 
 
+def test_a_new_head_wants_weights(write):
+  file = write("grid({'init_head': ('keep', 'new')})")
+  with pytest.raises(UserError, match="=new: config.init_head = 'new'"):
+    list(Experiment(file).plans())
+
+
 def test_names_that_people_read():
   point = {'optim.lr': 1e-3, 'seed': 0, 'model.variant': 'S/16'}
   assert run_name(point) == 'lr=0.001,seed=0,variant=S_16'

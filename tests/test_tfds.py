@@ -9,13 +9,17 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import cli, data
+from vit_jax import cli, data, weights
 from vit_jax.data import tfds_files
 from vit_jax.errors import BadRecord, UserError
+from vit_jax.models.vit import ViT
+from vit_jax.weights.formats import Preprocessing
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')
@@ -102,6 +106,40 @@ def numbers(source):
     assert record['label'] == number % 3
     found.append(number)
   return found
+
+
+class Halves(Shapes):
+  """Without a split 'test'."""
+
+  def _split_generators(self, _):
+    return {'train': self._make(0, 40), 'validation': self._make(40, 50)}
+
+
+def test_weights_on_a_split_of_another_name(tmp_path, capsys, caplog):
+  """--split is what is evaluated; and other names of the classes are told."""
+  builder = Halves(
+    data_dir=str(tmp_path), config='plain', file_format='array_record'
+  )
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    builder.download_and_prepare()
+  model = ViT(classes=3, variant='S/4', width=16, depth=1, heads=2)
+  images = jnp.zeros((1, 8, 8, 3))
+  params = model.init(jax.random.key(0), images)['params']
+  path = tmp_path / 'w' / 'model.safetensors'
+  path.parent.mkdir()
+  about = {'format': 'vit_jax', 'preprocessing': Preprocessing((8, 8))}
+  weights.save(path, model, params, labels=('a', 'b', 'c'), **about)
+  flags = ['evaluate', f'--weights={path}', f'--data=tfds:{builder.data_dir}']
+  assert cli.main(flags) == 2
+  assert "'test'" in capsys.readouterr().err
+  assert 'matched by number' not in caplog.text
+  own = ['--split=validation', '--evaluators=knn(1)', '--json']
+  assert cli.main([*flags, *own]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert (found['split'], found['count']) == ('validation', 10)
+  assert 'a, b, c, ...' in caplog.text and 'matched by number' in caplog.text
+  assert 0 <= found['knn_1'] <= 1
 
 
 def test_tensorflow_is_not_there():

@@ -129,7 +129,6 @@ def test_two_halves_are_one_run(whole, tmp_path, lines):
 @pytest.mark.parametrize(
   'change', [{'seed': '1'}, *slow({'optim.lr': '0.0021'}, {'ema': '0.5'})]
 )
-@pytest.mark.slow
 def test_control_another_config_is_another_run(
   whole, tmp_path, small_config, change
 ):

@@ -120,17 +120,18 @@ def run(
     pictures: a folder for what they draw.
   """
   check_labels('--evaluators', evaluators, setup.task)
+  # Of features alone: weights may have no head, or one for other classes.
+  heads = getattr(setup.model, 'classes', 0) == len(setup.info.classes)
+  if keep and not heads:
+    raise UserError(
+      f'--keep={keep}: the head is not for these classes, so there is nothing '
+      "to keep; --pictures=DIR has the evaluators' predictions."
+    )
   name = split or (setup.evaluations or ['test'])[0]
   loader = setup.loader(name, setup.source(name))
   with jax.set_mesh(setup.mesh):
     result = {'split': name}
-    # Of features alone: weights may have no head, or one for other classes.
-    if getattr(setup.model, 'classes', 0) == len(setup.info.classes):
+    if heads:
       result |= evaluate(setup, loader, params, keep)
-    elif keep:
-      raise UserError(
-        f'--keep={keep}: the head is not for these classes, so there is '
-        "nothing to keep; --pictures=DIR has the evaluators' predictions."
-      )
     view = View(setup, params, loader, pictures)
     return result | run_all('--evaluators', evaluators, view)

@@ -5,7 +5,7 @@ not part of it (`TRAINING`). What is found is written into the config before the
 run starts, so that its config.json stands by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vit_jax.data import open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluate import load_run
 from vit_jax.models.mae import MAE, without_decoder
-from vit_jax.models.segmenter import READING, Segmenter, trunk
+from vit_jax.models.segmenter import READING, trunk
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
@@ -45,9 +45,7 @@ TRAINING = (
 )
 
 
-def _run_config(
-  preprocessing: Preprocessing, data: str | None, split: str
-) -> dict:
+def _run_config(preprocessing: Preprocessing, data: str | None) -> dict:
   """Values of a config that sees pictures as the weights did."""
   texts = origin.ops_of(preprocessing)
   return {
@@ -56,7 +54,7 @@ def _run_config(
     'data': {
       'name': data or 'folder:',
       'train': {'ops': texts},
-      'test': {'ops': texts, 'split': split},
+      'test': {'ops': texts},
     },
   }
 
@@ -93,16 +91,17 @@ def open_weights(
   if not (model.classes or headless):
     raise UserError(f'{path} has no head, so it tells no classes.')
   seen = info.preprocessing
-  config = config_lib.resolve(_run_config(seen, data, split))
+  config = config_lib.resolve(_run_config(seen, data))
   labels = info.description.labels or tuple(map(str, range(model.classes)))
   fingerprint, examples = '', 1
   if data:
     source = open_split(data, split)
-    if len(source.classes) != model.classes and not headless:
+    matched = len(source.classes) == model.classes
+    if not (matched or headless):
       raise UserError(
         f'{path} has {model.classes} classes, {data} {len(source.classes)}.'
       )
-    if info.description.labels and labels != tuple(source.classes):
+    if matched and info.description.labels and labels != tuple(source.classes):
       logging.warning(
         '%s calls its classes %s, ..., %s calls its own %s, ...: matched by '
         'number.',
@@ -149,12 +148,6 @@ def convert(
     from vit_jax.weights.export import export_stablehlo
 
     export_stablehlo(model, params, target, seen)
-  elif isinstance(model, Segmenter):
-    raise UserError(
-      f'--from={source} is a run of a segmenter, whose decoder no format of '
-      'weights has: --format=stablehlo writes it whole, '
-      f'--config.init_from={source} starts from it.'
-    )
   else:
     format = format or ('google' if target.suffix == '.npz' else 'vit_jax')
     weights.save(
@@ -179,6 +172,17 @@ def check_start(config: ml_collections.FrozenConfigDict):
     )
 
 
+def _normalized(
+  ops: Sequence[str], known: Sequence[str], normal: str
+) -> tuple[str, ...]:
+  """With numbers for each bare 'normalize': as in `known`, or `normal`."""
+  at = dict(enumerate(known))
+  return tuple(
+    at.get(i, normal) if text.strip() == 'normalize' else text
+    for i, text in enumerate(ops)
+  )
+
+
 def adopt(
   config: ml_collections.FrozenConfigDict, workdir: Path
 ) -> ml_collections.FrozenConfigDict:
@@ -192,16 +196,16 @@ def adopt(
   if not config.init_from:
     return config
   values = config.to_dict()
-  saved = read_json(workdir / 'config.json')
+  saved, known = read_json(workdir / 'config.json'), {}
   if saved and saved.get('init_from') == config.init_from:
     before = config_lib.resolve(saved)
     found, size, channels = before.model.to_dict(), before.size, before.channels
-    groups = before.data.to_dict()
+    known = {k: v.ops for k, v in before.data.items() if hasattr(v, 'ops')}
     normal = 'normalize'
   else:
     found, seen = origin.found(config.init_from)
     size, channels = config.size or seen.size, len(seen.mean)
-    groups, normal = {}, f'normalize({seen.mean}, {seen.std})'
+    normal = f'normalize({seen.mean}, {seen.std})'
   values['size'], values['channels'] = config.size or size, channels
   fields = keyword_fields(ViT)
   if 'segmenter' in (config.model.name, found.get('name')):
@@ -212,13 +216,7 @@ def adopt(
   values['model'] |= {name: found[name] for name in own if name in found}
   for name, group in values['data'].items():
     if isinstance(group, dict):
-      before = groups[name]['ops'] if name in groups else ()
-      group['ops'] = tuple(
-        text
-        if text.strip() != 'normalize'
-        else (before[i] if i < len(before) else normal)
-        for i, text in enumerate(group['ops'])
-      )
+      group['ops'] = _normalized(group['ops'], known.get(name, ()), normal)
   return config_lib.resolve(values)
 
 

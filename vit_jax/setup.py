@@ -58,7 +58,10 @@ def open_group(data: Any, name: str, **changed: Any) -> Source:
   count, field = getattr(group, 'per_class', 0), f'config.data.{name}.per_class'
   if count < 0:
     raise UserError(f'{field} = {count}: at least 1, or 0 for all.')
-  return Few(source, count, field) if count else source
+  if not count:
+    return source
+  on_error = changed.get('on_error', data.on_error)
+  return Few(source, count, field, on_error)
 
 
 def stated_info(config: Any) -> DataInfo | None:

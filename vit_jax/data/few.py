@@ -2,6 +2,8 @@
 
 import hashlib
 
+from absl import logging
+
 from vit_jax.data.sources import Record, Source
 from vit_jax.errors import BadRecord, UserError
 
@@ -12,10 +14,19 @@ class Few:
   Attributes are the source's; the fingerprint knows which were chosen.
   """
 
-  def __init__(self, source: Source, count: int, field: str):
-    """Reads the source until every class has its examples that can be read.
+  def __init__(
+    self, source: Source, count: int, field: str, on_error: str = 'raise'
+  ):
+    """Reads the source until every class has its examples.
+
+    Args:
+      source: of the examples.
+      count: of each class.
+      field: names the count in messages.
+      on_error: 'skip' passes over examples that cannot be read.
 
     Raises:
+      BadRecord: an example cannot be read.
       UserError: a class has fewer, or the labels are masks.
     """
     if getattr(source, 'masks', False):
@@ -30,8 +41,11 @@ class Few:
     for row in range(len(source)):
       try:
         label = int(source[row]['label'])
-      except BadRecord:  # there may be others of its class
-        continue
+      except BadRecord as error:
+        if on_error == 'raise':
+          raise
+        logging.log_first_n(logging.WARNING, 'skipped: %s', 10, error)
+        continue  # there may be others of its class
       if lacking[label]:
         lacking[label] -= 1
         self._rows.append(row)

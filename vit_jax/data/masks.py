@@ -118,8 +118,6 @@ def read(record: Record, classes: int) -> UInt8[np.ndarray, 'h w']:
   if isinstance(mask, bytes):
     mask = decode(mask, key)
   plain = isinstance(image, np.ndarray)
-  if not plain:
-    check_upright(image, key)
   check_size(
     mask.shape, image.shape[:2] if plain else header(image, key)[0], key
   )

@@ -182,7 +182,8 @@ def build(
 
 def whole(texts: Sequence[str]) -> tuple[str, ...]:
   """The ops with one `fit` for all that resizes or crops, if there is any."""
-  of_size = [t.startswith(('resize', 'fit', 'central_crop')) for t in texts]
+  sizes = ('resize', 'resize_small', 'fit', 'central_crop', 'crop_or_pad')
+  of_size = [_name(text) in sizes for text in texts]
   first = of_size.index(True) if any(of_size) else -1
   return tuple(
     'fit' if i == first else text

@@ -230,6 +230,8 @@ class Tfds:
         f'{key}: a damaged record ({error}). Prepare the data set again.'
       ) from error
     if self.masks:
+      if isinstance(image, bytes):
+        masks.check_upright(image, key)
       label = masks.numbered(label, self._table, len(self.classes), key)
     elif not 0 <= label < len(self.classes):
       raise BadRecord(

@@ -83,15 +83,14 @@ def knn(
     k: neighbours.
     temperature: of their votes.
   """
-  train, labels = view.train_features
-  if k > len(train):
-    raise UserError(f'knn({k}): the training split has {len(train)} examples.')
-  known = view.setup.source('train').fingerprint
-  if view.loader.source.fingerprint == known:
+  if view.loader.source.fingerprint == view.train_source.fingerprint:
     raise UserError(
       f'knn({k}): the split is the one that neighbours are looked for in, and '
       'each example would find itself.'
     )
+  train, labels = view.train_features
+  if k > len(train):
+    raise UserError(f'knn({k}): the training split has {len(train)} examples.')
   features, truth = view.features
   found = neighbours(features, train, labels, k)
   predicted = vote(*found, len(view.setup.info.classes), temperature)

@@ -154,18 +154,22 @@ def imagenet_c(
   for part in ('{corruption}', '{severity}'):
     if part not in data:
       raise UserError(f'imagenet_c({data!r}): it has no {part}.')
-  sources = {}  # opened before the first one is evaluated: one may be missing
-  for corruption in ALEXNET:
-    for severity in range(1, 6):
-      name = data.replace('{corruption}', corruption)
-      name = name.replace('{severity}', str(severity))
-      sources[corruption, severity] = _open(view, name, split, True)
+
+  def opened(corruption, severity):
+    name = data.replace('{corruption}', corruption)
+    name = name.replace('{severity}', str(severity))
+    return _open(view, name, split, True)
+
+  # All are opened before the first one is evaluated: one may be missing.
+  sources = {
+    corruption: [opened(corruption, severity) for severity in range(1, 6)]
+    for corruption in ALEXNET
+  }
   errors = {}
-  for corruption in ALEXNET:
+  for corruption, five in sources.items():
     found = [
-      error_on(view, source, f'imagenet_c_{name}_{severity}', whole=True)
-      for (name, severity), source in sources.items()
-      if name == corruption
+      error_on(view, source, f'imagenet_c_{corruption}_{severity}', whole=True)
+      for severity, source in enumerate(five, 1)
     ]
     errors[corruption] = float(np.mean(found))
   relative = [error / ALEXNET[name] for name, error in errors.items()]

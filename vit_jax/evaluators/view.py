@@ -140,12 +140,16 @@ class View:
     return self._own['pooled'], self._own['label']
 
   @functools.cached_property
+  def train_source(self) -> Source:
+    """The training split."""
+    return self.setup.source('train')
+
+  @functools.cached_property
   def train_features(
     self,
   ) -> tuple[Float[np.ndarray, 'm D'], Int[np.ndarray, 'm']]:
     """Of the training split, by the ops of an evaluation."""
-    source = self.setup.source('train')
-    loader = self.setup.loader('test', source)
+    loader = self.setup.loader('test', self.train_source)
     rows = self._run(loader, 'pooled', 'features')
     return rows['pooled'], rows['label']
 

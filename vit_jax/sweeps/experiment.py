@@ -167,6 +167,7 @@ class Experiment:
     try:
       texts = [(field, _text(value)) for field, value in point.items()]
       loaded = config_lib.load(self._target, [*self._overrides, *texts])
+      finetune.check_start(loaded)
       config = finetune.adopt(loaded, Path('/dev/null'))
       # The same data for all: opened once.
       data = {k: config[k] for k in ('size', 'channels')}

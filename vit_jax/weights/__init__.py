@@ -206,6 +206,12 @@ def save(
   """
   check_choice('--format', format, FORMATS)
   path = Path(path)
+  if type(model) is not ViT:
+    raise UserError(
+      f'--to={path}: {format} has no place for the decoder of a '
+      f'{type(model).__name__}. --format=stablehlo writes a model whole; a run '
+      'starts from it by --config.init_from.'
+    )
   suffix = '.npz' if format == 'google' else '.safetensors'
   if path.suffix != suffix:
     raise UserError(f'--to={path}: {format} is written as {suffix}.')
