@@ -12,14 +12,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks import mnist
 from benchmarks.measure import cpu
-from vit_jax.workdir import read_json, write_json
+from vit_jax.workdir import read_data_info, read_json, write_json
 from vit_jax.writers import read_metrics
 
 SEEDS = (0, 1, 2)
@@ -89,24 +90,27 @@ def _flags(name: str, seed: int, folder: Path) -> list[str]:
   return [*flags, f'--config.seed={seed}', f'--workdir={folder}/{name}-{seed}']
 
 
-def _kept(file: Path, make) -> dict:
-  """The JSON of a file, made if it is not there."""
-  if not file.exists():
-    write_json(file, make())
-  return read_json(file)
+def _kept(file: Path, what: Any, make: Callable[[], dict]) -> dict:
+  """The JSON of a file; made if it is not there, or of something else."""
+  found = read_json(file)
+  if found is None or found.get('what') != what:
+    found = make() | {'what': what}
+    write_json(file, found)
+  return found
 
 
 def train(name: str, seed: int, folder: Path) -> dict:
   """{'accuracy', 'seconds' of the command} of a run."""
 
+  command = ['vit_jax', 'train', *_flags(name, seed, folder)]
+
   def make():
-    log = folder / f'{name}-{seed}.log'
-    seconds = _run(['vit_jax', 'train', *_flags(name, seed, folder)], log)[1]
+    seconds = _run(command, folder / f'{name}-{seed}.log')[1]
     result = read_json(folder / f'{name}-{seed}' / 'result.json')
     accuracy = result['metrics']['eval/test/accuracy']
     return {'accuracy': accuracy, 'seconds': seconds}
 
-  return _kept(folder / f'{name}-{seed}.json', make)
+  return _kept(folder / f'{name}-{seed}.json', command, make)
 
 
 def _probe_commands(seed: int, folder: Path) -> tuple[list[str], list[str]]:
@@ -124,26 +128,27 @@ def _peer_command(seed: int, folder: Path) -> list[str]:
 def probe(seed: int, folder: Path) -> dict:
   """What the frozen features of `pre` are worth on MNIST."""
 
+  convert, evaluate = _probe_commands(seed, folder)
+
   def make():
     log = folder / f'probe-{seed}.log'
-    convert, evaluate = _probe_commands(seed, folder)
     _run(convert, log)
     out, seconds = _run([*evaluate, '--json'], log)
     return json.loads(out) | {'seconds': seconds}
 
-  return _kept(folder / f'probe-{seed}.json', make)
+  return _kept(folder / f'probe-{seed}.json', [convert, evaluate], make)
 
 
 def peer(seed: int, folder: Path) -> dict:
   """The plain loop of timm and torch."""
 
+  command = _peer_command(seed, folder)
+
   def make():
-    out, seconds = _run(
-      _peer_command(seed, folder), folder / f'timm-{seed}.log'
-    )
+    out, seconds = _run(command, folder / f'timm-{seed}.log')
     return json.loads(out.splitlines()[-1]) | {'seconds': seconds}
 
-  return _kept(folder / f'timm-{seed}.json', make)
+  return _kept(folder / f'timm-{seed}.json', command, make)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -152,23 +157,35 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(folder: Path, path: Path):
-  """Test accuracy over the epochs of the runs on MNIST, each seed a line."""
-  figure = Figure((6.4, 3.6), dpi=120, layout='constrained')
-  axis = figure.subplots()
-  for color, name in (('C0', 'mnist'), ('C1', 'tuned')):
-    for seed in SEEDS:
-      lines = read_metrics(folder / f'{name}-{seed}' / 'metrics.jsonl')
-      pairs = [
-        (x['step'] * 32 / 4000, 100 * x['eval/test/accuracy'])
-        for x in lines
-        if 'eval/test/accuracy' in x
-      ]
-      label = TRAINED[name][1] if seed == 0 else None
-      axis.plot(*zip(*pairs, strict=True), '.-', color=color, label=label)
-  axis.set(xlabel='epoch', ylabel='test accuracy, %')
-  axis.grid(alpha=0.4)
-  axis.legend(loc='lower right')
+  """Test accuracy over the epochs of all that is trained, each seed a line."""
+  figure = Figure((9.6, 3.8), dpi=120, layout='constrained')
+  panels = figure.subplots(1, 2)
+  shown = (('digits', 'pre'), ('mnist', 'tuned'))
+  for axis, names in zip(panels, shown, strict=True):
+    for number, name in enumerate(names):
+      for seed in SEEDS:
+        axis.plot(
+          *_curve(folder / f'{name}-{seed}'),
+          color=f'C{number}',
+          label=None if seed else TRAINED[name][1],
+        )
+    axis.set(xlabel='epoch', ylabel='test accuracy, %', ylim=(None, 100.5))
+    axis.grid(alpha=0.4)
+    axis.legend(loc='lower right')
   figure.savefig(path)
+
+
+def _curve(workdir: Path) -> tuple[list[float], list[float]]:
+  """(epochs, test accuracy in percent) of a run."""
+  batch = read_json(workdir / 'config.json')['batch_size']
+  examples = read_data_info(workdir).examples
+  rows = [
+    (x['step'] * batch / examples, 100 * x['eval/test/accuracy'])
+    for x in read_metrics(workdir / 'metrics.jsonl')
+    if 'eval/test/accuracy' in x
+  ]
+  epochs, values = zip(*rows, strict=True)
+  return list(epochs), list(values)
 
 
 def _text(results: dict[str, list[dict]], load: float) -> str:
@@ -233,7 +250,7 @@ def run(folder: Path) -> str:
   """Trains what is not there yet, writes docs/results.md; its text."""
   folder.mkdir(parents=True, exist_ok=True)
   folder = folder.absolute()
-  load = _kept(folder / 'load.json', lambda: {'load': os.getloadavg()[0]})
+  load = _kept(folder / 'load.json', '', lambda: {'load': os.getloadavg()[0]})
   mnist.write(folder / 'mnist')
   results: dict[str, list[dict]] = {}
   for seed in SEEDS:

@@ -333,6 +333,47 @@ def test_diff(runs, tmp_path, capsys):
   assert 'no difference' in capsys.readouterr().out
 
 
+def test_two_files_of_predictions(tmp_path, capsys):
+  """Which examples one alone is right about, and whether it is noise."""
+  record, label = np.arange(100, 400), np.arange(300) % 5
+  worse = np.where(np.arange(300) < 60, (label + 1) % 5, label)
+  other = np.where(np.arange(300) == 299, (label + 1) % 5, label)
+  a, b, c = (tmp_path / f'{name}.npz' for name in 'abc')
+  np.savez(a, record=record, label=label, prediction=worse)
+  np.savez(b, record=record, label=label, prediction=other)
+  np.savez(c, record=record, accuracy=other == label)  # as of ReaL
+  flags = ['report', '--diff', str(a)]
+  for file in (b, c):
+    assert cli.main([*flags, str(file), '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['accuracy'] == pytest.approx([0.8, 299 / 300])
+    assert found['only_first'] == [399]
+    assert found['only_second'] == list(range(100, 160))
+    low, high = found['interval']
+    assert 0 < low < found['difference'] < high < 0.3
+  assert cli.main([*flags, str(b)]) == 0
+  said = capsys.readouterr().out
+  assert '+19.67 points' in said and 'is right: 60 (100, 101, ' in said
+  assert cli.main([*flags, str(a), '--json']) == 0  # control: no difference
+  found = json.loads(capsys.readouterr().out)
+  assert found['difference'] == 0 and not found['only_first']
+
+  def refused(file):
+    assert cli.main([*flags, str(file)]) == 2
+    return capsys.readouterr().err
+
+  np.savez(b, record=record + 1, label=label, prediction=other)
+  assert 'not of the same records' in refused(b)
+  np.savez(b, record=record, label=(label + 1) % 5, prediction=other)
+  assert 'not of the same labels' in refused(b)
+  np.savez(b, record=record)
+  assert 'label and prediction, are needed' in refused(b)
+  b.write_bytes(b'PK')
+  assert 'b.npz cannot be read' in refused(b)
+  assert 'none.npz cannot be read' in refused(tmp_path / 'none.npz')
+  assert 'two runs, or two files' in refused(tmp_path)
+
+
 @pytest.mark.slow
 def test_in_a_real_browser(runs, tmp_path, root):
   """No errors, nothing fetched, all drawn, as wide as a laptop; light and dark.

@@ -259,13 +259,19 @@ def _report(args: argparse.Namespace) -> int:
   import json
 
   from vit_jax import report
-  from vit_jax.report import diff
+  from vit_jax.report import diff, examples
 
   if args.diff:
     if len(args.runs) != 2:
       raise UserError(f'--diff takes two runs, not {len(args.runs)}.')
-    found = diff.diff(*args.runs)
-    print(json.dumps(found) if args.json else diff.text(*args.runs, found))
+    files = [path.suffix == '.npz' for path in args.runs]
+    if any(files) and not all(files):
+      raise UserError('--diff takes two runs, or two files of predictions.')
+    if all(files):
+      found, text = examples.compare(*args.runs), examples.text
+    else:
+      found, text = diff.diff(*args.runs), diff.text
+    print(json.dumps(found) if args.json else text(*args.runs, found))
     return 0
   if args.json:
     raise UserError('--json is for --diff.')

@@ -129,7 +129,8 @@ def parser() -> argparse.ArgumentParser:
     nargs='+',
     type=Path,
     metavar='DIR',
-    help='workdirs of runs, or folders of such, as a sweep makes',
+    help='workdirs of runs, or folders of such, as a sweep makes; of --diff '
+    'files of predictions too',
   )
   report.add_argument(
     '--output',
@@ -140,7 +141,8 @@ def parser() -> argparse.ArgumentParser:
   report.add_argument(
     '--diff',
     action='store_true',
-    help='of two runs: what differs in config, code, versions, data, devices',
+    help='of two runs: what differs in config, code, versions, data, devices; '
+    'of two files of predictions (.npz): what one alone is right about',
   )
   report.add_argument('--json', action='store_true', help='of --diff')
   predict = add('predict', 'class and probability of image files; or masks')

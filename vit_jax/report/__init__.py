@@ -1,7 +1,8 @@
 """Reports: what runs reached, and whether their differences are noise.
 
 `runs.py` reads them, `bootstrap.py` compares, `figures.py` draws, `page.py`
-writes HTML and Markdown, and `diff.py` tells two runs apart.
+writes HTML and Markdown, `diff.py` tells two runs apart, and `examples.py` two
+files of predictions.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,77 @@
+"""Two models example by example, by what each was right about."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.report.bootstrap import paired_bootstrap
+
+_SHOWN = 10
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+  """'record', 'label' and 'right' of a file of predictions."""
+  try:
+    with np.load(path) as file:
+      rows = {name: file[name] for name in file.files}
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
+  if 'accuracy' in rows:
+    rows['right'] = rows['accuracy'] > 0
+  elif {'label', 'prediction'} <= rows.keys():
+    rows['right'] = rows['label'] == rows['prediction']
+  if not {'record', 'right'} <= rows.keys():
+    raise UserError(
+      f'{path} has {", ".join(rows) or "nothing"}; record, and accuracy or '
+      'label and prediction, are needed, as `evaluate --keep=FILE.npz` and '
+      '--pictures=DIR write them.'
+    )
+  return rows
+
+
+def compare(one: Path, other: Path) -> dict[str, Any]:
+  """Of two files of predictions of the same examples.
+
+  Returns:
+    `examples`, their number; `accuracy` of both; `difference` of the second
+    from the first, and its 95 % `interval` (paired bootstrap); and the records
+    that `only_first` or `only_second` is right about.
+
+  Raises:
+    UserError: no such files, or of other examples.
+  """
+  a, b = _read(one), _read(other)
+  for name in ('record', 'label'):
+    if name in a and name in b and not np.array_equal(a[name], b[name]):
+      raise UserError(f'{one} and {other} are not of the same {name}s.')
+  first, second = (x['right'].astype(np.float64)[None] for x in (a, b))
+  found = paired_bootstrap(second, first)
+  return {
+    'examples': found.examples,
+    'accuracy': [float(first.mean()), float(second.mean())],
+    'difference': found.difference,
+    'interval': [found.low, found.high],
+    'only_first': a['record'][a['right'] & ~b['right']].tolist(),
+    'only_second': b['record'][b['right'] & ~a['right']].tolist(),
+  }
+
+
+def text(one: Path, other: Path, found: dict[str, Any]) -> str:
+  """For people."""
+  accuracy, (low, high) = found['accuracy'], found['interval']
+  lines = [
+    f'- {one}: {accuracy[0]:.2%} of {found["examples"]:,}',
+    f'+ {other}: {accuracy[1]:.2%}',
+    '',
+    f'difference {100 * found["difference"]:+.2f} points, 95 % interval '
+    f'{100 * low:+.2f} to {100 * high:+.2f} (paired bootstrap over examples)',
+  ]
+  for name, path in (('only_first', one), ('only_second', other)):
+    records = found[name]
+    shown = ', '.join(map(str, records[:_SHOWN]))
+    more = ', ...' if len(records) > _SHOWN else ''
+    lines.append(f'only {path} is right: {len(records):,} ({shown}{more})')
+  return '\n'.join(lines)
