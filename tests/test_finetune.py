@@ -14,6 +14,7 @@ from tests.conftest import red_and_blue
 from vit_jax import cli, evaluate, finetune, trees, weights, workdir
 from vit_jax import config as config_lib
 from vit_jax.models.vit import ViT
+from vit_jax.setup import Setup
 from vit_jax.weights.formats import Preprocessing
 
 
@@ -229,6 +230,39 @@ def test_a_new_head_is_for_weights(pictures, tmp_path, capsys):
   assert cli.main([*flags, f'--config.data.name=folder:{pictures}']) == 2
   assert '--config.init_from=FILE' in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()
+
+
+def test_classes_in_another_order(pictures, tmp_path, capsys):
+  """A head is matched by the names of its classes, where they are the same."""
+  model = ViT(classes=2, variant='S/4', width=16, depth=1, heads=2)
+  images = jnp.zeros((1, 16, 16, 3))
+  params = model.init(jax.random.key(0), images)['params']
+  params['head']['linear']['kernel'] += jnp.array([0.3, -0.3])
+  params['head']['linear']['bias'] += jnp.array([0.1, -0.1])
+  path = tmp_path / 'model.safetensors'
+  about = {'format': 'vit_jax', 'preprocessing': Preprocessing((16, 16))}
+
+  def scores(*labels):
+    weights.save(path, model, params, labels=labels, **about)
+    flags = [f'--weights={path}', f'--data=folder:{pictures}', '--json']
+    assert cli.main(['evaluate', *flags]) == 0
+    return json.loads(capsys.readouterr().out)['loss']
+
+  same = scores('blue', 'red')
+  assert scores('red', 'blue') != pytest.approx(same, rel=1e-3)
+  assert scores('cat', 'dog') == same  # by number, and told
+  kernels = []
+  for labels in (('blue', 'red'), ('red', 'blue')):
+    weights.save(path, model, params, labels=labels, **about)
+    fields = [('init_from', str(path)), ('init_head', 'keep')]
+    fields += [('data.name', f'folder:{pictures}'), ('batch_size', '8')]
+    config = config_lib.load('configs/finetune.py', fields)
+    setup = Setup(finetune.adopt(config, tmp_path / 'none'))
+    with jax.set_mesh(setup.mesh):
+      state = finetune.initial(setup)
+    kernels.append(state.params['head']['linear']['kernel'])
+  assert (kernels[0] == kernels[1][:, ::-1]).all()
+  assert not (kernels[0] == kernels[1]).all()
 
 
 def test_a_run_keeps_the_pixels_of_each_group(pictures, file, tmp_path):

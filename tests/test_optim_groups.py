@@ -15,6 +15,7 @@ from vit_jax import config, trees
 from vit_jax.errors import UserError
 from vit_jax.models import ViT
 from vit_jax.optim import OPTIMIZERS, groups
+from vit_jax.setup import Setup
 
 BEFORE = dict(trees.paths(PARAMS))
 every = pytest.mark.parametrize('name', list(OPTIMIZERS))
@@ -66,6 +67,28 @@ def test_all_may_be_frozen(name):
   params, _, state = run(name, rates=(('.*', 0.0),), **FIELDS)
   assert all(same_bits(params[path], BEFORE[path]) for path in BEFORE)
   assert all(leaf.size <= 1 for leaf in jax.tree.leaves(state))
+
+
+def test_no_gradient_is_computed_of_what_is_frozen(small_config):
+  """The backward pass ends above: a linear probe is a third of the work."""
+
+  def of(rates):
+    setup = Setup(small_config(optim__rates=rates))
+    with jax.set_mesh(setup.mesh):
+      step = setup.train_step.lower(setup.abstract_state, setup.abstract_batch)
+      state = setup.init()  # its head is 0, and stops gradients
+      state.params['head']['linear']['kernel'] += 0.1 * jnp.eye(32, 10)
+      batch = setup.loader('train', setup.train_source).train_batch(0)
+      flops = step.compile().cost_analysis()['flops']
+      return flops, setup.train_step(state, batch)[1]
+
+  whole, metrics = of('()')
+  probe, found = of("(('head/.*', 1.0), ('.*', 0.0))")
+  assert probe < 0.45 * whole
+  assert found['loss'] == metrics['loss']
+  assert 0 < found['grad_norm'] < metrics['grad_norm']
+  late, _ = of("(('encoder/.*', 0.0),)")  # control: embeddings are below it
+  assert late > 0.6 * whole
 
 
 def test_clipping_does_not_see_what_is_frozen():

@@ -28,7 +28,7 @@ from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
 from vit_jax.step import TrainState
 from vit_jax.weights.formats import Preprocessing
-from vit_jax.weights.refit import is_head, refit
+from vit_jax.weights.refit import Change, is_head, refit
 from vit_jax.workdir import DataInfo, read_json
 
 # Fields of config.model that are the run's, not the weights'.
@@ -101,18 +101,38 @@ def open_weights(
       raise UserError(
         f'{path} has {model.classes} classes, {data} {len(source.classes)}.'
       )
-    if matched and info.description.labels and labels != tuple(source.classes):
+    own = info.description.labels
+    change = _in_order(own, source.classes)
+    flat = flatten_dict(params, sep='/')
+    params = unflatten_dict({k: change(k, x) for k, x in flat.items()}, sep='/')
+    if matched and own and sorted(own) != sorted(source.classes):
       logging.warning(
         '%s calls its classes %s, ..., %s calls its own %s, ...: matched by '
         'number.',
         path,
-        ', '.join(labels[:3]),
+        ', '.join(own[:3]),
         data,
         ', '.join(source.classes[:3]),
       )
     labels, fingerprint = tuple(source.classes), source.fingerprint
   about = DataInfo(labels, seen.size, len(seen.mean), examples, fingerprint)
   return Setup(config, about, model), params
+
+
+def _in_order(own: Sequence[str], classes: Sequence[str]) -> Change:
+  """Heads, in the order of `classes` if they have their classes in another.
+
+  Of other names they stay as they are: classes are matched by number.
+  """
+  number = {name: i for i, name in enumerate(own)}
+  same = sorted(number) == sorted(classes)
+  order = np.array([number[name] for name in classes if same], int)
+
+  def change(path, array):
+    heads = is_head(path) and not path.startswith('decoder')
+    return array[..., order] if same and heads else array
+
+  return change
 
 
 def convert(
@@ -260,7 +280,10 @@ def _parameters(
   classes = 0 if isinstance(setup.model, MAE) else len(info.classes)
   names = [name for name, _ in trees.paths(setup.abstract_state.params)]
 
+  order = _in_order(origin.class_names(path), info.classes)
+
   def put(name, array):
+    array = order(name, array)
     # Of weights that pool, a model that does not has no use for these.
     unused = name not in names and name.split('/')[0] in READING
     return jnp.asarray(array) if unused else place(name, array)

@@ -59,6 +59,13 @@ def ops_of(preprocessing: Preprocessing) -> tuple[str, ...]:
   return ('decode', small, 'central_crop', normalize)
 
 
+def class_names(path: str) -> tuple[str, ...]:
+  """Of the head, in order; () of a file that does not tell them."""
+  if is_run(path):
+    return read_data_info(Path(path)).classes
+  return tuple(weights.describe(path)[2].labels or ())
+
+
 def found(path: str) -> tuple[Mapping[str, Any], Preprocessing]:
   """Fields of the model and preprocessing, without reading arrays."""
   if not is_run(path):

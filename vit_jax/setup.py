@@ -374,9 +374,15 @@ class Setup:
   @functools.cached_property
   def train_step(self):
     """step.make_train_step, jitted: donates the state, compiles once."""
+
+    def apply(params, *args, **kwargs):
+      rates = self.config.optim.rates
+      trained = optim.without_gradient(rates, params)
+      return self.apply(trained, *args, **kwargs)
+
     step = step_lib.make_train_step(
       self.task,
-      self.apply,
+      apply,
       self.optimizer,
       self.rate,
       seed=self.config.seed,

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Float
 
-from vit_jax import origin, weights
+from vit_jax import origin
 from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
 from vit_jax.schema import keyword_fields
 from vit_jax.weights.formats import Preprocessing
-from vit_jax.workdir import DataInfo, read_data_info
+from vit_jax.workdir import DataInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +56,6 @@ class Teacher:
     return jax.eval_shape(self.model.init, jax.random.key(0), image)['params']
 
 
-def _names(path: str) -> tuple[str, ...]:
-  """Of the teacher's classes; of a file they may be others for the same."""
-  if origin.is_run(path):
-    return read_data_info(Path(path)).classes
-  return tuple(weights.describe(path)[2].labels or ())
-
-
 def open_teacher(
   path: str, info: DataInfo, texts: tuple[str, ...], dtype: str
 ) -> Teacher:
@@ -83,7 +76,8 @@ def open_teacher(
   fields, sees = origin.found(path)
   known = fields['classes']
   # Of data that are only stated (`plan`) no name is known.
-  names = _names(path) if info.fingerprint else ()
+  # Those of a file may be others for the same.
+  names = origin.class_names(path) if info.fingerprint else ()
   same = names == info.classes or sorted(names) != sorted(info.classes)
   if origin.is_run(path):
     same = not names or names == info.classes

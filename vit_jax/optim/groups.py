@@ -132,6 +132,20 @@ def frozen(
   ]
 
 
+def without_gradient(pairs: Pairs, params: Any) -> Any:
+  """The parameters, those of rate 0 as constants.
+
+  So the backward pass ends above them, and a norm of the gradient is of what is
+  trained.
+  """
+  return trees.map_paths(
+    lambda name, x: (
+      x if multiplier(pairs, name, 1.0) else jax.lax.stop_gradient(x)
+    ),
+    params,
+  )
+
+
 def scaled(pairs: Pairs, decay: float) -> list[optax.GradientTransformation]:
   """Multiplies the updates, the weight decay included, by `pairs` and depth.
 
