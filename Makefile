@@ -36,7 +36,7 @@ test: install-dev lint
 .venv/installed-slow: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt transformers==5.23.0 torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0 mlxtend==0.25.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/plan libtpu jax-cuda12-pjrt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt wandb==0.31.0 nbclient==0.11.0 ipykernel
 	touch $@
