@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from vit_jax import cli, config, evaluate, evaluators, train
+from vit_jax import cli, config, evaluators, opening, train
 from vit_jax.errors import UserError
 from vit_jax.evaluators import calibration, neighbours, probes, sets
 from vit_jax.evaluators.view import View
@@ -143,7 +143,7 @@ def run(tmp_path_factory, root):
 
 @pytest.fixture(scope='module')
 def view(run):
-  setup, _, params = evaluate.load_run(run, None, False)
+  setup, _, params = opening.load_run(run, None, False)
   with jax.set_mesh(setup.mesh):
     yield View(setup, params, setup.loader('test', setup.source('test')))
 

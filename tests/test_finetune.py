@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import red_and_blue
-from vit_jax import cli, evaluate, finetune, trees, weights, workdir
+from vit_jax import cli, finetune, opening, trees, weights, workdir
 from vit_jax import config as config_lib
 from vit_jax.models.vit import ViT
 from vit_jax.setup import Setup
@@ -125,7 +125,7 @@ def test_a_run_from_a_file(pictures, file, tmp_path):
   assert config.data.test.ops[-1] == (
     'normalize((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))'
   )
-  setup, _, found = evaluate.load_run(tmp_path, None, raw=True)
+  setup, _, found = opening.load_run(tmp_path, None, raw=True)
   head = found.pop('head')
   assert head['linear']['kernel'].shape == (16, 2)
   assert trees.digest(found) == trees.digest(
@@ -177,10 +177,10 @@ def test_a_run_from_a_run_at_another_size(pictures, file, tmp_path):
   flags = ['--config.total=2 steps', '--config.size=24']
   keep = ['--config.init_head=keep', '--config.optim.lr=0']
   assert command(pictures, first, second, *flags, *keep) == 0
-  setup, _, params = evaluate.load_run(second, None, raw=True)
+  setup, _, params = opening.load_run(second, None, raw=True)
   assert setup.info.size == (24, 24)
   assert params['positions']['table'].shape == (36, 16)
-  _, _, before = evaluate.load_run(first, None, raw=True)
+  _, _, before = opening.load_run(first, None, raw=True)
   for name in ('head', 'encoder', 'registers'):
     assert trees.digest(params[name]) == trees.digest(before[name])
 

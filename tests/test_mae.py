@@ -332,7 +332,7 @@ def test_a_classifier_starts_from_its_encoder(run, tmp_path, pool):
   assert np.bincount(labels).tolist() == [10] * 10
   with jax.set_mesh(setup.mesh):
     state, fresh = finetune.initial(setup), setup.init()
-  from vit_jax.evaluate import load_run
+  from vit_jax.opening import load_run
 
   before = dict(trees.paths(load_run(run, None, raw=False)[2]))
   random = dict(trees.paths(fresh.params))
@@ -361,7 +361,7 @@ def test_a_head_is_not_taken_for_granted(run, tmp_path):
 def test_pretraining_goes_on_from_pretraining(run, tmp_path):
   loaded = load(init_from=str(run))
   setup = Setup(finetune.adopt(loaded, tmp_path / 'none'))
-  from vit_jax.evaluate import load_run
+  from vit_jax.opening import load_run
 
   before = load_run(run, None, raw=False)[2]
   with jax.set_mesh(setup.mesh):
@@ -379,7 +379,7 @@ def test_pretraining_goes_on_from_pretraining(run, tmp_path):
 def test_its_encoder_is_shipped(run, tmp_path):
   """As a ViT without a head; and its features are looked at."""
   from vit_jax import weights
-  from vit_jax.evaluate import load_run
+  from vit_jax.opening import load_run
 
   for name in ('timm.safetensors', 'ours.safetensors'):
     file = tmp_path / name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import browser
-from vit_jax import cli, config, evaluate, train, writers
+from vit_jax import cli, config, evaluate, opening, train, writers
 from vit_jax.report import bootstrap, page
 from vit_jax.report import runs as runs_lib
 
@@ -113,7 +113,7 @@ def test_records_that_cannot_be_read_are_left_out(runs, tmp_path, monkeypatch):
   saved = json.loads((copied / 'config.json').read_text())
   saved['data']['on_error'] = 'skip'
   (copied / 'config.json').write_text(json.dumps(saved))
-  setup, _, params = evaluate.load_run(copied, None, False)
+  setup, _, params = opening.load_run(copied, None, False)
   monkeypatch.setattr(Digits, '__getitem__', broken)
   result = evaluate.run(setup, params, keep=tmp_path / 'kept.npz')
   assert result['count'] == 359

@@ -15,6 +15,7 @@ import pytest
 from vit_jax import (
   checkpoint,
   evaluate,
+  opening,
   rollback,
   train,
   trees,
@@ -200,7 +201,7 @@ def test_nothing_sound_is_an_error(whole, tmp_path):
 
 
 def opened(path, step=None, raw=False):
-  setup, _, params = evaluate.load_run(path, step, raw)
+  setup, _, params = opening.load_run(path, step, raw)
   return setup, params
 
 

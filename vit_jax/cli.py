@@ -122,8 +122,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, headless: bool = False):
   """(setup, parameters, what they are of) by --workdir or --weights."""
-  from vit_jax import finetune
-  from vit_jax.evaluate import load_run
+  from vit_jax import opening
 
   if (args.workdir is None) == (args.weights is None):
     raise UserError('give either --workdir=DIR or --weights=FILE')
@@ -136,13 +135,13 @@ def _open(args: argparse.Namespace, headless: bool = False):
       )
     if options:
       raise UserError(f'--{min(options)} is for --weights=FILE, not a run.')
-    setup, step, params = load_run(args.workdir, args.step, args.raw)
+    setup, step, params = opening.load_run(args.workdir, args.step, args.raw)
     return setup, params, {'step': step}
   for flag, given in (('step', args.step is not None), ('raw', args.raw)):
     if given:
       raise UserError(f'--{flag} is for --workdir=DIR; a file has one state.')
   split = getattr(args, 'split', '') or 'test'
-  setup, params = finetune.open_weights(
+  setup, params = opening.open_weights(
     args.weights, data, options, headless, split
   )
   return setup, params, {'weights': str(args.weights)}
@@ -156,9 +155,9 @@ def _options(args: argparse.Namespace) -> dict:
 
 
 def _convert(args: argparse.Namespace) -> int:
-  from vit_jax import finetune
+  from vit_jax import opening
 
-  print(finetune.convert(args.source, args.to, args.format, _options(args)))
+  print(opening.convert(args.source, args.to, args.format, _options(args)))
   return 0
 
 

@@ -7,14 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import checkpoint
-from vit_jax import config as config_lib
 from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
 from vit_jax.evaluators import View, check_labels, run_all
 from vit_jax.evaluators.view import check_skipped, collect, write_rows
 from vit_jax.setup import Setup
-from vit_jax.workdir import read_data_info, read_json
 
 
 def evaluate(
@@ -63,40 +60,6 @@ def evaluate(
 def predictions(workdir: Path, split: str) -> Path:
   """Where a run keeps what its examples have."""
   return workdir / 'predictions' / f'{split}.npz'
-
-
-def load_run(
-  workdir: Path, step: int | None, raw: bool
-) -> tuple[Setup, int, Any]:
-  """The setup of a run, a step of it, and its parameters.
-
-  Args:
-    workdir: of the run.
-    step: of a checkpoint; None: the newest sound one.
-    raw: the parameters themselves even if there are averaged ones.
-
-  Raises:
-    UserError: no run, no such step, no sound checkpoint.
-  """
-  saved = read_json(workdir / 'config.json')
-  if saved is None:
-    raise UserError(f'--workdir={workdir} holds no run (no config.json).')
-  if not (workdir / 'checkpoints').is_dir():
-    raise UserError(f'--workdir={workdir} has no checkpoint yet.')
-  # On the devices that are here, whatever the run was trained on.
-  devices = jax.device_count()
-  saved['mesh'], saved['accumulate'] = {}, 1
-  saved['batch_size'] = -(-saved['batch_size'] // devices) * devices
-  setup = Setup(config_lib.resolve(saved), read_data_info(workdir))
-  averaged = setup.abstract_state.ema is not None and not raw
-  item = 'ema' if averaged else 'params'
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-  abstract = checkpoint.abstract_items(setup.abstract_state, (item,))
-  found = checkpoints.load(abstract, step)
-  checkpoints.close()
-  if found is None:
-    raise UserError(f'--workdir={workdir} has no checkpoint yet.')
-  return setup, found[0], found[1][item]
 
 
 def run(

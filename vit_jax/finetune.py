@@ -13,23 +13,20 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import config as config_lib
 from vit_jax import models, origin, trees, weights
-from vit_jax.data import open_split
 from vit_jax.errors import UserError
-from vit_jax.evaluate import load_run
-from vit_jax.models.mae import MAE, without_decoder
+from vit_jax.models.mae import MAE
 from vit_jax.models.segmenter import READING, trunk
 from vit_jax.models.vit import ViT
+from vit_jax.opening import in_order, load_run, tell
 from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
 from vit_jax.step import TrainState
-from vit_jax.weights.formats import Preprocessing
-from vit_jax.weights.refit import Change, is_head, refit
-from vit_jax.workdir import DataInfo, read_json
+from vit_jax.weights.refit import is_head, refit
+from vit_jax.workdir import read_json
 
 # Fields of config.model that are the run's, not the weights'.
 TRAINING = (
@@ -43,143 +40,6 @@ TRAINING = (
   'head_bias',
   'decoder_dropout',
 )
-
-
-def _run_config(preprocessing: Preprocessing, data: str | None) -> dict:
-  """Values of a config that sees pictures as the weights did."""
-  texts = origin.ops_of(preprocessing)
-  return {
-    'size': preprocessing.size,
-    'channels': len(preprocessing.mean),
-    'data': {
-      'name': data or 'folder:',
-      'train': {'ops': texts},
-      'test': {'ops': texts},
-    },
-  }
-
-
-def _tell(path: str | Path, info: weights.Info):
-  """What was taken for granted, or is not exact, is said."""
-  for note in info.description.notes:
-    logging.warning('%s: %s', path, note)
-
-
-def open_weights(
-  path: str | Path,
-  data: str | None,
-  options: dict[str, Any],
-  headless: bool = False,
-  split: str = 'test',
-) -> tuple[Setup, dict[str, Any]]:
-  """A setup to evaluate or predict with a file of weights, and the parameters.
-
-  Args:
-    path: of the weights.
-    data: a source ('folder:PATH') of which the classes are the weights', in
-      their order; None: predictions only.
-    options: of weights.load.
-    headless: whether weights without a head, or for other classes than those
-      of the data, will do.
-    split: of the data.
-
-  Raises:
-    UserError: they do not.
-  """
-  model, params, info = weights.load(path, **options)
-  _tell(path, info)
-  if not (model.classes or headless):
-    raise UserError(f'{path} has no head, so it tells no classes.')
-  seen = info.preprocessing
-  config = config_lib.resolve(_run_config(seen, data))
-  labels = info.description.labels or tuple(map(str, range(model.classes)))
-  fingerprint, examples = '', 1
-  if data:
-    source = open_split(data, split)
-    matched = len(source.classes) == model.classes
-    if not (matched or headless):
-      raise UserError(
-        f'{path} has {model.classes} classes, {data} {len(source.classes)}.'
-      )
-    own = info.description.labels
-    change = _in_order(own, source.classes)
-    flat = flatten_dict(params, sep='/')
-    params = unflatten_dict({k: change(k, x) for k, x in flat.items()}, sep='/')
-    if matched and own and sorted(own) != sorted(source.classes):
-      logging.warning(
-        '%s calls its classes %s, ..., %s calls its own %s, ...: matched by '
-        'number.',
-        path,
-        ', '.join(own[:3]),
-        data,
-        ', '.join(source.classes[:3]),
-      )
-    labels, fingerprint = tuple(source.classes), source.fingerprint
-  about = DataInfo(labels, seen.size, len(seen.mean), examples, fingerprint)
-  return Setup(config, about, model), params
-
-
-def _in_order(own: Sequence[str], classes: Sequence[str]) -> Change:
-  """Heads, in the order of `classes` if they have their classes in another.
-
-  Of other names they stay as they are: classes are matched by number.
-  """
-  number = {name: i for i, name in enumerate(own)}
-  same = sorted(number) == sorted(classes)
-  order = np.array([number[name] for name in classes if same], int)
-
-  def change(path, array):
-    heads = is_head(path) and not path.startswith('decoder')
-    return array[..., order] if same and heads else array
-
-  return change
-
-
-def convert(
-  source: Path, target: Path, format: str, options: dict[str, Any]
-) -> str:
-  """Writes a run or a file of weights in another format; says what it did.
-
-  Args:
-    source: a file of weights, or the workdir of a run (its averaged parameters
-      if there are any).
-    target: the file to write, or the folder of a 'stablehlo' program.
-    format: of weights.FORMATS, or 'stablehlo'; '': by the file's ending.
-    options: of weights.load, for a file.
-  """
-  if origin.is_run(source):
-    if options:
-      raise UserError(f'--{min(options)} is for files; {source} is a run.')
-    setup, step, params = load_run(source, None, raw=False)
-    model, params = without_decoder(setup.model, params)
-    info = setup.info
-    texts = setup.config.data.test.ops
-    seen = origin.preprocessing_of(texts, info.size, info.channels)
-    labels, pictures = info.classes, None
-    what = f'step {step} of {source}'
-  else:
-    model, params, info = weights.load(source, native=True, **options)
-    seen, found = info.preprocessing, info.description
-    labels, pictures = found.labels, found.pictures
-    what = f'{source} ({found.family})'
-    for note in found.notes:
-      what += f'\n  note: {note}'
-  if format == 'stablehlo':
-    from vit_jax.weights.export import export_stablehlo
-
-    export_stablehlo(model, params, target, seen)
-  else:
-    format = format or ('google' if target.suffix == '.npz' else 'vit_jax')
-    weights.save(
-      target,
-      model,
-      params,
-      format=format,
-      preprocessing=seen,
-      labels=labels,
-      pictures=pictures,
-    )
-  return f'wrote {target} ({format}) from {what}'
 
 
 def check_start(config: ml_collections.FrozenConfigDict):
@@ -280,7 +140,7 @@ def _parameters(
   classes = 0 if isinstance(setup.model, MAE) else len(info.classes)
   names = [name for name, _ in trees.paths(setup.abstract_state.params)]
 
-  order = _in_order(origin.class_names(path), info.classes)
+  order = in_order(origin.class_names(path), info.classes)
 
   def put(name, array):
     array = order(name, array)
@@ -296,7 +156,7 @@ def _parameters(
   if not origin.is_run(path):
     fit = {'size': info.size, 'classes': 0 if new else classes}
     _, params, found = weights.load(path, **fit, new_head=new, place=put)
-    _tell(path, found)
+    tell(path, found)
     flat = flatten_dict(params, sep='/')
   else:
     run, _, params = load_run(Path(path), None, raw=False)
