@@ -83,6 +83,34 @@ def stated_info(config: Any) -> DataInfo | None:
   )
 
 
+def _check_values(config: Any):
+  """Raises UserError of a field whose value cannot be, whatever the data."""
+  for field in ('batch_size', 'accumulate'):
+    if config[field] < 1:
+      raise UserError(f'config.{field} = {config[field]}: at least 1.')
+  if not 0 <= config.seed < 2**32:
+    raise UserError(f'config.seed = {config.seed}: 0 to {2**32 - 1}.')
+  if config.max_rollbacks < 0:
+    raise UserError(
+      f'config.max_rollbacks = {config.max_rollbacks}: at least 0.'
+    )
+  if not 0 <= config.ema < 1:
+    raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
+  data = config.data
+  if data.workers < 0:
+    raise UserError(f'config.data.workers = {data.workers} < 0.')
+  if not 0 <= data.max_skipped <= 1:
+    raise UserError(
+      f'config.data.max_skipped = {data.max_skipped}: a fraction, 0 to 1.'
+    )
+  if data.repeats < 1:
+    raise UserError(f'config.data.repeats = {data.repeats}: at least 1.')
+  if config.channels not in (0, 1, 3):
+    raise UserError(f'config.channels = {config.channels}: 0, 1 or 3.')
+  for field in ('total', 'eval_every', 'save_every', 'log_every'):
+    durations.parse(config[field], f'config.{field}')
+
+
 class Setup:
   """The parts of a run. What needs no device is checked when it is made.
 
@@ -115,36 +143,13 @@ class Setup:
       UserError: a value that cannot be, or data that are not there.
     """
     self.config, self._devices = config, devices
-    for field in ('batch_size', 'accumulate'):
-      if config[field] < 1:
-        raise UserError(f'config.{field} = {config[field]}: at least 1.')
-    if not 0 <= config.seed < 2**32:
-      raise UserError(f'config.seed = {config.seed}: 0 to {2**32 - 1}.')
-    if config.max_rollbacks < 0:
-      raise UserError(
-        f'config.max_rollbacks = {config.max_rollbacks}: at least 0.'
-      )
-    if not 0 <= config.ema < 1:
-      raise UserError(f'config.ema = {config.ema}: a decay, 0 <= d < 1.')
+    _check_values(config)
     # Of a run that is there (`info`), to look at it needs no W&B.
     if config.wandb and not info and not importlib.util.find_spec('wandb'):
       raise UserError(
         f'config.wandb = {config.wandb!r} needs Weights & Biases: '
         "pip install 'vit_jax[wandb]'."
       )
-    data = config.data
-    if data.workers < 0:
-      raise UserError(f'config.data.workers = {data.workers} < 0.')
-    if not 0 <= data.max_skipped <= 1:
-      raise UserError(
-        f'config.data.max_skipped = {data.max_skipped}: a fraction, 0 to 1.'
-      )
-    if data.repeats < 1:
-      raise UserError(f'config.data.repeats = {data.repeats}: at least 1.')
-    if config.channels not in (0, 1, 3):
-      raise UserError(f'config.channels = {config.channels}: 0, 1 or 3.')
-    for field in ('total', 'eval_every', 'save_every', 'log_every'):
-      durations.parse(config[field], f'config.{field}')
     evaluators.check('config.evaluators', config.evaluators)
     if info is None:
       self.train_source = self.source('train')
