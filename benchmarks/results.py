@@ -158,20 +158,22 @@ def _spread(values: Sequence[float]) -> str:
 
 def draw(folder: Path, path: Path):
   """Test accuracy over the epochs of all that is trained, each seed a line."""
-  figure = Figure((9.6, 3.8), dpi=120, layout='constrained')
+  figure = Figure((9.6, 4.2), dpi=120, layout='constrained')
   panels = figure.subplots(1, 2)
   shown = (('digits', 'pre'), ('mnist', 'tuned'))
   for axis, names in zip(panels, shown, strict=True):
     for number, name in enumerate(names):
       for seed in SEEDS:
+        what = TRAINED[name][1].replace('these', 'digits')
         axis.plot(
           *_curve(folder / f'{name}-{seed}'),
+          '.-',
           color=f'C{number}',
-          label=None if seed else TRAINED[name][1],
+          label=None if seed else what,
         )
     axis.set(xlabel='epoch', ylabel='test accuracy, %', ylim=(None, 100.5))
     axis.grid(alpha=0.4)
-    axis.legend(loc='lower right')
+    axis.legend(loc='lower left', bbox_to_anchor=(0, 1), frameon=False)
   figure.savefig(path)
 
 
