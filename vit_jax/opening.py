@@ -105,8 +105,8 @@ def open_weights(
 
   Args:
     path: of the weights.
-    data: a source ('folder:PATH') of which the classes are the weights', in
-      their order; None: predictions only.
+    data: a source ('folder:PATH'), the classes of which the head is put in the
+      order of, where it tells the same; None: predictions only.
     options: of weights.load.
     headless: whether weights without a head, or for other classes than those
       of the data, will do.
