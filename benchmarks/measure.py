@@ -176,7 +176,8 @@ def show(made: dict[str, Any]):
 
 def markdown(made: dict[str, Any]) -> str:
   """A record as docs/performance.md has it."""
-  commit, load = str(made.get('commit'))[:7], made['load']
+  commit, load = str(made.get('commit')), made['load']
+  commit = commit[:7] + '+' * commit.endswith('+')  # changes not committed
   lines = [f'{made["about"]}. {made["cpu"]}, load {load:.2f}, at `{commit}`.']
   for title, one in made['tables'].items():
     head = [one['columns'], ['---'] * len(one['columns'])]

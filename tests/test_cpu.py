@@ -1,6 +1,7 @@
 """Products of bfloat16 on CPUs: asked for in float32, rounded once."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,38 +13,71 @@ from vit_jax.models import cpu
 SHORT, LONG = jnp.dtype('bfloat16'), jnp.dtype('float32')
 
 
-@pytest.fixture
-def usual(monkeypatch):
-  """JAX's own lowering, for controls."""
-  monkeypatch.setattr(cpu, '_lower', cpu._usual)
+@pytest.fixture(autouse=True)
+def ours(monkeypatch):
+  """Ours, on whatever CPU this is; and then again what it would have."""
   cpu.install()
   jax.clear_caches()
   yield
-  monkeypatch.undo()
+  if not cpu.native():
+    monkeypatch.setattr(cpu, '_lower', cpu._usual)
+    cpu.install()
+    jax.clear_caches()
+
+
+@pytest.fixture
+def usual(ours, monkeypatch):
+  """JAX's own lowering, for controls."""
+  with monkeypatch.context() as patch:
+    patch.setattr(cpu, '_lower', cpu._usual)
+    cpu.install()
+  jax.clear_caches()
+  yield
   cpu.install()
   jax.clear_caches()
 
 
-def lowered(function, *arrays):
-  return jax.jit(function).lower(*arrays).as_text()
+def products(function, *arrays, platform='cpu'):
+  """Types of the results of the products in what JAX lowers."""
+  traced = jax.jit(function).trace(*arrays)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  return re.findall(r'dot_general.* -> tensor<\d.*x(\w+)>', text)
 
 
-def test_the_result_is_asked_for_in_float32():
-  x, w = jnp.ones((3, 5, 8), SHORT), jnp.ones((8, 4), SHORT)
-  wanted = '-> tensor<3x5x4xf32>'
-  assert wanted in lowered(jnp.matmul, x, w)
-  assert jnp.matmul(x, w).dtype == SHORT
-  kernel = jax.jit(jax.grad(lambda w: jnp.matmul(x, w).sum()))
-  assert 'xf32>' in kernel.lower(w).as_text()
-  # Others as ever: float32, and batches of products.
-  text = lowered(jnp.matmul, x, w.astype(LONG))
-  assert 'stablehlo.convert' not in text.partition('dot_general')[2]
-  assert 'f32' not in lowered(jnp.matmul, x, x.swapaxes(1, 2))
+def of_a_layer(x, w):
+  """A product, and the two of its gradient."""
+  y, backward = jax.vjp(jnp.matmul, x, w)
+  return y, backward(y)
+
+
+X, W = jnp.ones((3, 5, 8), SHORT), jnp.ones((8, 4), SHORT)
+
+
+def test_float32_is_asked_for_forward_and_backward():
+  assert products(of_a_layer, X, W) == ['f32'] * 3
+  assert jnp.matmul(X, W).dtype == SHORT
+  # Others as ever: batches of products, and what is for an accelerator.
+  assert products(jnp.matmul, X, X.swapaxes(1, 2)) == ['bf16']
+  for platform in ('tpu', 'cuda'):
+    assert products(of_a_layer, X, W, platform=platform) == ['bf16'] * 3
 
 
 def test_control_it_is_not_by_jax_itself(usual):
-  x, w = jnp.ones((3, 5, 8), SHORT), jnp.ones((8, 4), SHORT)
-  assert 'f32' not in lowered(jnp.matmul, x, w)
+  assert products(of_a_layer, X, W) == ['bf16'] * 3
+
+
+def test_remat_sees_the_products():
+  """Those without batches are kept by 'dots', here as in float32."""
+
+  policies = jax.checkpoint_policies
+
+  def kept(dtype, policy=policies.dots_with_no_batch_dims_saveable):
+    layer = jax.checkpoint(lambda x, w: jnp.sin(x @ w).sum(), policy=policy)
+    step = jax.value_and_grad(layer, (0, 1))
+    return len(products(step, X.astype(dtype), W.astype(dtype)))
+
+  assert kept(SHORT) == kept(LONG) == 3  # the forward product is not repeated
+  assert kept(SHORT, policies.nothing_saveable) == 4  # control
 
 
 @pytest.mark.parametrize('left', ['ikm', 'imk', 'kim', 'kmi', 'mik', 'mki'])

@@ -40,9 +40,9 @@ def published(kind: str, dtype: str) -> float | None:
 
 
 @functools.cache
-def measured() -> float:
-  """FLOP/s of float32 matrix products here: the best of a few, all cores."""
-  x = jnp.ones((_SIDE, _SIDE))
+def measured(dtype: str) -> float:
+  """FLOP/s of matrix products here: the best of a few, all cores."""
+  x = jnp.ones((_SIDE, _SIDE), dtype)
   product = jax.jit(jnp.matmul).lower(x, x).compile()
   best = float('inf')
   for _ in range(8):
@@ -55,13 +55,14 @@ def measured() -> float:
 def peak(setup: Setup) -> float | None:
   """FLOP/s of all devices together, or None if nobody says.
 
-  Of CPUs what float32 products reach, measured: the devices of a process, which
-  JAX may simulate, share it.
+  Of CPUs what products of the model's dtype reach, measured: the devices of a
+  process, which JAX may simulate, share it.
   """
   device = setup.mesh.devices.flat[0]
+  dtype = getattr(setup.model, 'dtype', 'float32')
   if device.platform == 'cpu':
-    return measured() * jax.process_count()
-  one = published(device.device_kind, getattr(setup.model, 'dtype', ''))
+    return measured(dtype) * jax.process_count()
+  one = published(device.device_kind, dtype)
   return one and one * setup.mesh.size
 
 

@@ -5,5 +5,6 @@ from vit_jax.models.mae import MAE
 from vit_jax.models.segmenter import Segmenter
 from vit_jax.models.vit import ViT
 
-cpu.install()
+if cpu.native():
+  cpu.install()
 MODELS = {'vit': ViT, 'segmenter': Segmenter, 'mae': MAE}

@@ -1,4 +1,4 @@
-"""Products of bfloat16 on CPUs, which are fast only with a float32 result.
+"""Products of bfloat16 on CPUs that have them: fast for float32 results only.
 
 So XLA is asked for that, and what it gives is rounded: once, as accelerators
 do. Done where JAX lowers `dot_general` for a CPU, the product is the same for
@@ -6,6 +6,7 @@ models, gradients and what remat keeps (docs/performance.md has the figures).
 """
 
 import functools
+from pathlib import Path
 
 import jax.numpy as jnp
 from jax._src.lax.lax import _dot_general_lower
@@ -28,6 +29,15 @@ def _lower(ctx, lhs, rhs, *, dimension_numbers, **how):
   wide = ctx.replace(avals_out=[out.update(dtype=long)])
   (y,) = _usual(wide, lhs, rhs, dimension_numbers=dimension_numbers, **how)
   return [stablehlo.convert(mlir.aval_to_ir_type(ctx.module_context, out), y)]
+
+
+def native() -> bool:
+  """Whether this CPU multiplies bfloat16; on others it is no faster."""
+  try:
+    words = Path('/proc/cpuinfo').read_text().split()
+  except OSError:  # not Linux
+    return False
+  return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(words)
 
 
 def install():
