@@ -158,7 +158,7 @@ def test_a_device_that_nobody_knows():
 @pytest.mark.slow
 def test_utilization(small_config, tmp_path, monkeypatch):
   """FLOPs of the steps, by their time, by the peak; and the sums of a run."""
-  monkeypatch.setattr(speed, 'measured', lambda: 1e12)
+  monkeypatch.setattr(speed, 'measured', lambda dtype: 1e12)
   config = small_config(total='12 steps', log_every='2 steps')
   assert train.run(config, tmp_path) == train.FINISHED
   lines = read_metrics(tmp_path / 'metrics.jsonl')
