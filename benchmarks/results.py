@@ -8,6 +8,7 @@ torch and timm (for the loop to compare with): `make .venv/installed-slow`.
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def train(name: str, seed: int, folder: Path) -> dict:
   command = ['vit_jax', 'train', *_flags(name, seed, folder)]
 
   def make():
+    shutil.rmtree(folder / f'{name}-{seed}', ignore_errors=True)
     seconds = _run(command, folder / f'{name}-{seed}.log')[1]
     result = read_json(folder / f'{name}-{seed}' / 'result.json')
     accuracy = result['metrics']['eval/test/accuracy']

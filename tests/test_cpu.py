@@ -2,12 +2,15 @@
 
 import itertools
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from vit_jax.models import cpu
 
 SHORT, LONG = jnp.dtype('bfloat16'), jnp.dtype('float32')
@@ -91,14 +94,18 @@ def test_any_form(left, right):
     for form in (left, right)
   )
   exact = np.einsum(f'{left},{right}->im{right.strip("k")}', x, w, dtype=float)
+  asked = []
   for result in itertools.permutations('im' + right.strip('k')):
     how = f'{left},{right}->{"".join(result)}'
-    y = jax.jit(lambda x, w, how=how: jnp.einsum(how, x, w))(x, w)
+    product = jax.jit(lambda x, w, how=how: jnp.einsum(how, x, w))
+    asked += products(product, x, w)
+    y = product(x, w)
     assert y.dtype == SHORT
     y = np.einsum(f'{"".join(result)}->im{right.strip("k")}', np.asarray(y))
     # 8 bits: half of 2^-7 of the value, and what float32 loses in summing.
     error = np.abs(y.astype(float) - exact)
     assert (error <= 2.0**-8 * np.abs(exact) + 1e-5).all()
+  assert 'f32' in asked  # where einsum has the matrix on the right
 
 
 def test_gradients_are_those_of_float32():
@@ -114,3 +121,29 @@ def test_gradients_are_those_of_float32():
   for ours, theirs in zip(got, wanted, strict=True):
     scale = np.abs(theirs).max()
     assert np.abs(ours.astype(LONG) - theirs).max() < 0.02 * scale
+
+
+@pytest.mark.parametrize(
+  'words', ['avx2 avx512_bf16', 'amx_bf16', 'avx2', None]
+)
+def test_where_the_cpu_multiplies_bfloat16(words, monkeypatch):
+  def read(self):
+    if words is None:
+      raise FileNotFoundError
+    return f'flags : fpu {words} sse'
+
+  monkeypatch.setattr(cpu.Path, 'read_text', read)
+  assert cpu.native() == bool(words and 'bf16' in words)
+
+
+def test_models_install_it():
+  """In a process that imports them, where the CPU is one of those."""
+  code = """
+import jax, jax.numpy as jnp
+from tests.conftest import ROOT
+from vit_jax.models import cpu
+x = jnp.ones((8, 8), 'bfloat16')
+text = jax.jit(jnp.matmul).lower(x, x).as_text()
+assert ('f32' in text) == cpu.native()
+"""
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.conftest import red_and_blue
 from vit_jax import cli, finetune, opening, trees, weights, workdir
 from vit_jax import config as config_lib
+from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
 from vit_jax.setup import Setup
 from vit_jax.weights.formats import Preprocessing
@@ -232,7 +233,7 @@ def test_a_new_head_is_for_weights(pictures, tmp_path, capsys):
   assert not (tmp_path / 'run').exists()
 
 
-def test_classes_in_another_order(pictures, tmp_path, capsys):
+def test_classes_in_another_order(pictures, tmp_path, capsys, caplog):
   """A head is matched by the names of its classes, where they are the same."""
   model = ViT(classes=2, variant='S/4', width=16, depth=1, heads=2)
   images = jnp.zeros((1, 16, 16, 3))
@@ -250,7 +251,11 @@ def test_classes_in_another_order(pictures, tmp_path, capsys):
 
   same = scores('blue', 'red')
   assert scores('red', 'blue') != pytest.approx(same, rel=1e-3)
-  assert scores('cat', 'dog') == same  # by number, and told
+  assert 'by number' not in caplog.text
+  assert scores('cat', 'dog') == same
+  assert 'cat, dog, ..., the data blue, red, ...: matched by' in caplog.text
+  with pytest.raises(UserError, match='in another order: blue, red'):
+    opening.in_order(('red', 'blue'), ('blue', 'red'))('decoder/x', None)
   kernels = []
   for labels in (('blue', 'red'), ('red', 'blue')):
     weights.save(path, model, params, labels=labels, **about)

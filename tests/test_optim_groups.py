@@ -70,7 +70,7 @@ def test_all_may_be_frozen(name):
 
 
 def test_no_gradient_is_computed_of_what_is_frozen(small_config):
-  """The backward pass ends above: a linear probe is a third of the work."""
+  """The backward pass ends above: a linear probe is mostly a forward pass."""
 
   def of(rates):
     setup = Setup(small_config(optim__rates=rates))
@@ -85,7 +85,7 @@ def test_no_gradient_is_computed_of_what_is_frozen(small_config):
   whole, metrics = of('()')
   probe, found = of("(('head/.*', 1.0), ('.*', 0.0))")
   assert probe < 0.45 * whole
-  assert found['loss'] == metrics['loss']
+  assert found['loss'] == pytest.approx(float(metrics['loss']), rel=1e-6)
   assert 0 < found['grad_norm'] < metrics['grad_norm']
   late, _ = of("(('encoder/.*', 0.0),)")  # control: embeddings are below it
   assert late > 0.6 * whole

@@ -368,6 +368,13 @@ def test_two_files_of_predictions(tmp_path, capsys):
   assert 'not of the same labels' in refused(b)
   np.savez(b, record=record)
   assert 'label and prediction, are needed' in refused(b)
+  np.savez(b, record=record, label=label[:1], prediction=other[:1])
+  assert 'not as many of each' in refused(b)
+  np.savez(b, record=record[:0], accuracy=record[:0])
+  assert 'has no rows' in refused(b)
+  with open(b, 'wb') as array:
+    np.save(array, record)
+  assert 'b.npz cannot be read' in refused(b)
   b.write_bytes(b'PK')
   assert 'b.npz cannot be read' in refused(b)
   assert 'none.npz cannot be read' in refused(tmp_path / 'none.npz')

@@ -140,7 +140,8 @@ def _parameters(
   classes = 0 if isinstance(setup.model, MAE) else len(info.classes)
   names = [name for name, _ in trees.paths(setup.abstract_state.params)]
 
-  order = in_order(origin.class_names(path), info.classes)
+  own = () if new or not classes else origin.class_names(path)
+  order = in_order(own, info.classes)
 
   def put(name, array):
     array = order(name, array)

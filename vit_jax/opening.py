@@ -81,15 +81,32 @@ def tell(path: str | Path, info: weights.Info):
 def in_order(own: Sequence[str], classes: Sequence[str]) -> Change:
   """Heads, in the order of `classes` if they have their classes in another.
 
-  Of other names they stay as they are: classes are matched by number.
+  Of other names they stay as they are: classes are matched by number, which is
+  told. A decoder of masks is not put in order.
+
+  Raises:
+    UserError: as soon as it is asked for a decoder that would have to be.
   """
   number = {name: i for i, name in enumerate(own)}
   same = sorted(number) == sorted(classes)
   order = np.array([number[name] for name in classes if same], int)
+  if own and sorted(own) != sorted(classes) and len(own) == len(classes):
+    logging.warning(
+      'the weights call their classes %s, ..., the data %s, ...: matched by '
+      'number.',
+      ', '.join(own[:3]),
+      ', '.join(classes[:3]),
+    )
 
   def change(path, array):
-    heads = is_head(path) and not path.startswith('decoder')
-    return array[..., order] if same and heads else array
+    if not same or not is_head(path) or tuple(own) == tuple(classes):
+      return array
+    if path.startswith('decoder'):
+      raise UserError(
+        f'the weights are for {", ".join(own[:3])}, ..., the data have these '
+        f'classes in another order: {", ".join(classes[:3])}, ...'
+      )
+    return array[..., order]
 
   return change
 
@@ -134,15 +151,6 @@ def open_weights(
     change = in_order(own, source.classes)
     flat = flatten_dict(params, sep='/')
     params = unflatten_dict({k: change(k, x) for k, x in flat.items()}, sep='/')
-    if matched and own and sorted(own) != sorted(source.classes):
-      logging.warning(
-        '%s calls its classes %s, ..., %s calls its own %s, ...: matched by '
-        'number.',
-        path,
-        ', '.join(own[:3]),
-        data,
-        ', '.join(source.classes[:3]),
-      )
     labels, fingerprint = tuple(source.classes), source.fingerprint
   about = DataInfo(labels, seen.size, len(seen.mean), examples, fingerprint)
   return Setup(config, about, model), params

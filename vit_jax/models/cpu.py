@@ -5,16 +5,18 @@ do. Done where JAX lowers `dot_general` for a CPU, the product is the same for
 models, gradients and what remat keeps (docs/performance.md has the figures).
 """
 
-import functools
 from pathlib import Path
 
 import jax.numpy as jnp
-from jax._src.lax.lax import _dot_general_lower
 from jax.extend.core.primitives import dot_general_p
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-_usual = functools.partial(_dot_general_lower, platform='cpu')
+
+def _usual(*args, **how):
+  from jax._src.lax.lax import _dot_general_lower
+
+  return _dot_general_lower(*args, platform='cpu', **how)
 
 
 def _lower(ctx, lhs, rhs, *, dimension_numbers, **how):

@@ -17,7 +17,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
   try:
     with np.load(path) as file:
       rows = {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+  except (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    zipfile.BadZipFile,
+  ) as error:
     raise UserError(f'{path} cannot be read: {error}') from error
   if 'accuracy' in rows:
     rows['right'] = rows['accuracy'] > 0
@@ -29,6 +35,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
       'label and prediction, are needed, as `evaluate --keep=FILE.npz` and '
       '--pictures=DIR write them.'
     )
+  counts = {name: len(rows[name]) for name in ('record', 'right')}
+  if len(set(counts.values())) > 1 or not counts['record']:
+    raise UserError(f'{path} has no rows, or not as many of each: {counts}.')
   return rows
 
 
