@@ -368,7 +368,7 @@ def test_two_files_of_predictions(tmp_path, capsys):
   assert 'not of the same labels' in refused(b)
   np.savez(b, record=record)
   assert 'label and prediction, are needed' in refused(b)
-  np.savez(b, record=record, label=label[:1], prediction=other[:1])
+  np.savez(b, record=record, label=label[:9], prediction=other[:8])
   assert 'not as many of each' in refused(b)
   np.savez(b, record=record[:0], accuracy=record[:0])
   assert 'has no rows' in refused(b)

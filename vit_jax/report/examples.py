@@ -25,6 +25,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     zipfile.BadZipFile,
   ) as error:
     raise UserError(f'{path} cannot be read: {error}') from error
+  counts = {name: np.shape(x)[:1] for name, x in rows.items()}
+  if len(set(counts.values())) > 1 or (0,) in counts.values():
+    raise UserError(f'{path} has no rows, or not as many of each: {counts}.')
   if 'accuracy' in rows:
     rows['right'] = rows['accuracy'] > 0
   elif {'label', 'prediction'} <= rows.keys():
@@ -35,9 +38,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
       'label and prediction, are needed, as `evaluate --keep=FILE.npz` and '
       '--pictures=DIR write them.'
     )
-  counts = {name: len(rows[name]) for name in ('record', 'right')}
-  if len(set(counts.values())) > 1 or not counts['record']:
-    raise UserError(f'{path} has no rows, or not as many of each: {counts}.')
   return rows
 
 
