@@ -112,7 +112,10 @@ def train(name: str, seed: int, folder: Path) -> dict:
     accuracy = result['metrics']['eval/test/accuracy']
     return {'accuracy': accuracy, 'seconds': seconds}
 
-  return _kept(folder / f'{name}-{seed}.json', command, make)
+  what = command
+  if '{pre}' in ' '.join(TRAINED[name][0]):
+    what = [*command, *_flags('pre', seed, folder)]
+  return _kept(folder / f'{name}-{seed}.json', what, make)
 
 
 def _probe_commands(seed: int, folder: Path) -> tuple[list[str], list[str]]:
@@ -138,7 +141,8 @@ def probe(seed: int, folder: Path) -> dict:
     out, seconds = _run([*evaluate, '--json'], log)
     return json.loads(out) | {'seconds': seconds}
 
-  return _kept(folder / f'probe-{seed}.json', [convert, evaluate], make)
+  what = [convert, evaluate, _flags('pre', seed, folder)]
+  return _kept(folder / f'probe-{seed}.json', what, make)
 
 
 def peer(seed: int, folder: Path) -> dict:
@@ -264,7 +268,10 @@ def run(folder: Path) -> str:
     for name, make in parts:
       print(f'seed {seed}: {name}', flush=True)
       results.setdefault(name, []).append(make(seed, folder))
-  draw(folder, ROOT / 'docs' / 'images' / 'results.png')
+  images = ROOT / 'docs' / 'images'
+  draw(folder, images / 'results.png')
+  shutil.copy(folder / 'digits-0' / 'curves.png', images / 'digits.png')
+  shutil.copy(folder / 'tuned-0' / 'mistakes.png', images / 'mistakes.png')
   text = _text(results, load['load'])
   (ROOT / 'docs' / 'results.md').write_text(text)
   return text

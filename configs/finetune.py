@@ -9,7 +9,7 @@ another --config.size resamples the positions. The head is new.
 
 Without an argument: for small sets, after DeiT's; not tuned. Try too
 --config.optim.layer_decay=0.75, --config.optim.head_warmup=1ep. Hardware: any.
-Expected: no number, it is for any set. Run here: yes (docs/results.md).
+Expected: no number, for any set. Run here: lr=1e-3, batch 32, 5ep (results.md).
 
 configs/finetune.py:sgd as the paper does it (arXiv 2010.11929, table 4): SGD at
 384, batch 512. Steps and rates of google-research/vision_transformer: ImageNet

@@ -13,6 +13,7 @@ from benchmarks import input as input_benchmark
 from benchmarks import measure, mnist, peers, results, tpu
 from tests import torch_reference
 from tests.conftest import ROOT
+from vit_jax.workdir import write_json
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +110,33 @@ def test_the_page_of_results():
   assert 'from scratch | 98.00 ± 1.00 | 97.00, 98.00, 99.00 | 60 |' in text
   assert 'took 1.50 times as long' in ' '.join(text.split())
   assert '`knn_20` | 50.00 ± 0.00' in text
+
+
+def test_results_are_kept_of_the_same_command(tmp_path, monkeypatch):
+  """And not of weights that were trained otherwise."""
+  ran = []
+
+  def run(command, log):
+    ran.append(command[-1])
+    folder = tmp_path / command[-1].rpartition('/')[2]
+    folder.mkdir()
+    metrics = {'eval/test/accuracy': 0.5}
+    write_json(folder / 'result.json', {'metrics': metrics})
+    return '', 1.0
+
+  monkeypatch.setattr(results, '_run', run)
+
+  def again():
+    before = len(ran)
+    for name in ('mnist', 'pre', 'tuned'):
+      assert results.train(name, 0, tmp_path)['accuracy'] == 0.5
+    return [word.rpartition('/')[2] for word in ran[before:]]
+
+  assert again() == ['mnist-0', 'pre-0', 'tuned-0'] and again() == []
+  flags, what = results.TRAINED['pre']
+  changed = {'pre': ((*flags, '--config.total=1ep'), what)}
+  monkeypatch.setattr(results, 'TRAINED', results.TRAINED | changed)
+  assert again() == ['pre-0', 'tuned-0']
 
 
 @pytest.mark.slow

@@ -13,30 +13,20 @@ import pytest
 from tests.conftest import ROOT
 from vit_jax.models import cpu
 
+NATIVE = cpu.native.__wrapped__  # not what the tests say of this CPU
 SHORT, LONG = jnp.dtype('bfloat16'), jnp.dtype('float32')
 
 
 @pytest.fixture(autouse=True)
-def ours(monkeypatch):
-  """Ours, on whatever CPU this is; and then again what it would have."""
-  cpu.install()
-  jax.clear_caches()
-  yield
-  if not cpu.native():
-    monkeypatch.setattr(cpu, '_lower', cpu._usual)
-    cpu.install()
+def multiplies(monkeypatch):
+  """Whatever CPU this is, it multiplies bfloat16; or not, if so told."""
+
+  def multiplies(answer):
+    monkeypatch.setattr(cpu, 'native', lambda: answer)
     jax.clear_caches()
 
-
-@pytest.fixture
-def usual(ours, monkeypatch):
-  """JAX's own lowering, for controls."""
-  with monkeypatch.context() as patch:
-    patch.setattr(cpu, '_lower', cpu._usual)
-    cpu.install()
-  jax.clear_caches()
-  yield
-  cpu.install()
+  multiplies(True)
+  yield multiplies
   jax.clear_caches()
 
 
@@ -65,13 +55,13 @@ def test_float32_is_asked_for_forward_and_backward():
     assert products(of_a_layer, X, W, platform=platform) == ['bf16'] * 3
 
 
-def test_control_it_is_not_by_jax_itself(usual):
+def test_control_on_a_cpu_that_does_not_it_is_not(multiplies):
+  multiplies(False)
   assert products(of_a_layer, X, W) == ['bf16'] * 3
 
 
 def test_remat_sees_the_products():
   """Those without batches are kept by 'dots', here as in float32."""
-
   policies = jax.checkpoint_policies
 
   def kept(dtype, policy=policies.dots_with_no_batch_dims_saveable):
@@ -133,14 +123,13 @@ def test_where_the_cpu_multiplies_bfloat16(words, monkeypatch):
     return f'flags : fpu {words} sse'
 
   monkeypatch.setattr(cpu.Path, 'read_text', read)
-  assert cpu.native() == bool(words and 'bf16' in words)
+  assert NATIVE() == bool(words and 'bf16' in words)
 
 
 def test_models_install_it():
   """In a process that imports them, where the CPU is one of those."""
   code = """
 import jax, jax.numpy as jnp
-from tests.conftest import ROOT
 from vit_jax.models import cpu
 x = jnp.ones((8, 8), 'bfloat16')
 text = jax.jit(jnp.matmul).lower(x, x).as_text()

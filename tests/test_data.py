@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -168,7 +169,11 @@ def test_shuffled_neighbours_are_unrelated():
 def test_a_hundred_million_records_need_no_table():
   n = 100_000_000
   where = [0, 1, n - 1, n, 5 * n + 3]
+  tracemalloc.start()
   epochs, records = records_at(np.array(where), n, 0)
+  most = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert most < 100_000  # bytes; a table would be 400 MB
   assert epochs.tolist() == [0, 0, 0, 1, 5]
   assert ((records >= 0) & (records < n)).all()
   sample = shuffle(np.arange(1000), n, 1)

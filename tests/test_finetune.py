@@ -253,9 +253,10 @@ def test_classes_in_another_order(pictures, tmp_path, capsys, caplog):
   assert scores('red', 'blue') != pytest.approx(same, rel=1e-3)
   assert 'by number' not in caplog.text
   assert scores('cat', 'dog') == same
-  assert 'cat, dog, ..., the data blue, red, ...: matched by' in caplog.text
+  said = f'{path} calls its classes cat, dog, ..., the data blue, red, ...: '
+  assert said + 'matched by number' in caplog.text
   with pytest.raises(UserError, match='in another order: blue, red'):
-    opening.in_order(('red', 'blue'), ('blue', 'red'))('decoder/x', None)
+    opening.in_order('w', ('red', 'blue'), ('blue', 'red'))('decoder/x', None)
   kernels = []
   for labels in (('blue', 'red'), ('red', 'blue')):
     weights.save(path, model, params, labels=labels, **about)

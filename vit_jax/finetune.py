@@ -141,7 +141,7 @@ def _parameters(
   names = [name for name, _ in trees.paths(setup.abstract_state.params)]
 
   own = () if new or not classes else origin.class_names(path)
-  order = in_order(own, info.classes)
+  order = in_order(path, own, info.classes)
 
   def put(name, array):
     array = order(name, array)

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vit_jax import checkpoint, origin, weights
+from vit_jax import checkpoint, origin, trees, weights
 from vit_jax import config as config_lib
 from vit_jax.data import open_split
 from vit_jax.errors import UserError
@@ -78,8 +77,10 @@ def tell(path: str | Path, info: weights.Info):
     logging.warning('%s: %s', path, note)
 
 
-def in_order(own: Sequence[str], classes: Sequence[str]) -> Change:
-  """Heads, in the order of `classes` if they have their classes in another.
+def in_order(
+  path: str | Path, own: Sequence[str], classes: Sequence[str]
+) -> Change:
+  """Heads of weights, in the order of `classes` if theirs are in another.
 
   Of other names they stay as they are: classes are matched by number, which is
   told. A decoder of masks is not put in order.
@@ -92,18 +93,18 @@ def in_order(own: Sequence[str], classes: Sequence[str]) -> Change:
   order = np.array([number[name] for name in classes if same], int)
   if own and sorted(own) != sorted(classes) and len(own) == len(classes):
     logging.warning(
-      'the weights call their classes %s, ..., the data %s, ...: matched by '
-      'number.',
+      '%s calls its classes %s, ..., the data %s, ...: matched by number.',
+      path,
       ', '.join(own[:3]),
       ', '.join(classes[:3]),
     )
 
-  def change(path, array):
-    if not same or not is_head(path) or tuple(own) == tuple(classes):
+  def change(name, array):
+    if not same or not is_head(name) or tuple(own) == tuple(classes):
       return array
-    if path.startswith('decoder'):
+    if name.startswith('decoder'):
       raise UserError(
-        f'the weights are for {", ".join(own[:3])}, ..., the data have these '
+        f'{path} is for {", ".join(own[:3])}, ..., the data have these '
         f'classes in another order: {", ".join(classes[:3])}, ...'
       )
     return array[..., order]
@@ -147,10 +148,8 @@ def open_weights(
       raise UserError(
         f'{path} has {model.classes} classes, {data} {len(source.classes)}.'
       )
-    own = info.description.labels
-    change = in_order(own, source.classes)
-    flat = flatten_dict(params, sep='/')
-    params = unflatten_dict({k: change(k, x) for k, x in flat.items()}, sep='/')
+    change = in_order(path, info.description.labels, source.classes)
+    params = trees.map_paths(change, params)
     labels, fingerprint = tuple(source.classes), source.fingerprint
   about = DataInfo(labels, seen.size, len(seen.mean), examples, fingerprint)
   return Setup(config, about, model), params

@@ -5,6 +5,5 @@ from vit_jax.models.mae import MAE
 from vit_jax.models.segmenter import Segmenter
 from vit_jax.models.vit import ViT
 
-if cpu.native():
-  cpu.install()
+cpu.install()
 MODELS = {'vit': ViT, 'segmenter': Segmenter, 'mae': MAE}

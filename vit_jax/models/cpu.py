@@ -5,6 +5,7 @@ do. Done where JAX lowers `dot_general` for a CPU, the product is the same for
 models, gradients and what remat keeps (docs/performance.md has the figures).
 """
 
+import functools
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def _lower(ctx, lhs, rhs, *, dimension_numbers, **how):
   matrix = not batched and ctx.avals_in[1].ndim - len(contracted) <= 1
   short = {x.dtype for x in (*ctx.avals_in, out)} == {jnp.dtype('bfloat16')}
   # Of others some forms end in "Unsupported element type for DotThunk".
-  if not (matrix and short):
+  if not (matrix and short and native()):
     return _usual(ctx, lhs, rhs, dimension_numbers=dimension_numbers, **how)
   how['preferred_element_type'] = long = jnp.dtype('float32')
   wide = ctx.replace(avals_out=[out.update(dtype=long)])
@@ -33,6 +34,7 @@ def _lower(ctx, lhs, rhs, *, dimension_numbers, **how):
   return [stablehlo.convert(mlir.aval_to_ir_type(ctx.module_context, out), y)]
 
 
+@functools.cache
 def native() -> bool:
   """Whether this CPU multiplies bfloat16; on others it is no faster."""
   try:
