@@ -282,10 +282,17 @@ def test_mistakes(run, calls, words, capsys):
   assert words in capsys.readouterr().err
 
 
-def test_no_example_is_its_own_neighbour(run, capsys):
-  flags = [f'--workdir={run}', '--split=train', '--evaluators=knn(5)']
+def test_nothing_is_tested_on_what_it_learns_from(run, view, capsys):
+  for split in ('train', 'train[:9]'):
+    source = view.setup.source(split)
+    part = View(view.setup, view.params, view.setup.loader('test', source))
+    n = f'{len(source):,}'
+    for call in ('knn(5)', 'fewshot(5)', 'linear_probe(5)'):
+      with pytest.raises(UserError, match=f'{n} of the {n} examples to eval'):
+        evaluators.run_all('x', (call,), part)
+  flags = [f'--workdir={run}', '--split=train[:9]', '--evaluators=knn(5)']
   assert cli.main(['evaluate', *flags]) == 2
-  assert 'would find itself' in capsys.readouterr().err
+  assert 'such as digits ' in capsys.readouterr().err
 
 
 def test_mistakes_of_a_config(tmp_path, capsys):
@@ -320,8 +327,8 @@ def write_pictures(folder, view, classes, count=8):
 def test_another_set_with_some_of_the_classes(view, tmp_path):
   """By name, and among them only: as ImageNet-A has 200 of the 1,000."""
   write_pictures(tmp_path, view, (3, 8), count=20)
-  (name, accuracy), *_ = sets.on(view, f'folder:{tmp_path}').items()
-  assert name.startswith('on_folder_')
+  (name, accuracy), (_, among) = sets.on(view, f'folder:{tmp_path}').items()
+  assert name.startswith('on_folder_') and among == 2
   source = view.loader.source
   rows = [i for i in range(len(source)) if source[i]['label'] in (3, 8)][:20]
   logits = view.logits(source)['logits'][rows]
@@ -332,6 +339,25 @@ def test_another_set_with_some_of_the_classes(view, tmp_path):
   (tmp_path / '8').rename(tmp_path / 'eight')
   with pytest.raises(UserError, match="'eight' is none of the model's 10"):
     sets.on(view, f'folder:{tmp_path}')
+
+
+def test_a_class_without_examples_is_an_answer(view, tmp_path, monkeypatch):
+  """A subset is no easier than its set; but for sets of 200 of 1,000."""
+  write_pictures(tmp_path / 'train', view, range(10), count=60)
+  write_pictures(tmp_path / 'test', view, (3, 8), count=20)
+  data = f'folder:{tmp_path}'
+  found, accuracy = list(sets.on(view, data).values()), {}
+  source = sets._open(view, data, 'test')
+  rows = view.logits(source)
+  label, logits = rows['label'], rows['logits']
+  assert set(label) == {3, 8}
+  for name, answers in (('declared', range(10)), ('occurring', (3, 8))):
+    own = np.array(answers)
+    hits = own[logits[:, own].argmax(1)] == label
+    accuracy[name] = [pytest.approx(hits.mean()), len(own)]
+  assert found == accuracy['declared'] != accuracy['occurring']
+  monkeypatch.setattr(sets, '_OF_SOME', (data.partition('/')[0],))
+  assert list(sets.on(view, data).values()) == accuracy['occurring']
 
 
 def test_classes_are_matched_by_name_or_all_by_number(view):
@@ -351,8 +377,8 @@ def test_classes_are_matched_by_name_or_all_by_number(view):
 
   given = tuple('abc')
   shuffled = sets._relabelled('x', Named(tuple('cab')), given)
-  assert shuffled._labels == [2, 0, 1]
-  assert sets._relabelled('x', Named(tuple('xyz')), given)._labels == [0, 1, 2]
+  assert shuffled.answers == [2, 0, 1]
+  assert sets._relabelled('x', Named(tuple('xyz')), given).answers == [0, 1, 2]
   with pytest.raises(UserError, match="'C' is none of the model's 3"):
     sets._relabelled('x', Named(tuple('Cab')), given)
 

@@ -17,6 +17,7 @@ def test_the_first_of_each_class():
   rows = np.concatenate([np.flatnonzero(labels == y)[:3] for y in range(10)])
   rows = sorted(map(int, rows))
   assert [few[i]['key'] for i in range(30)] == [whole[i]['key'] for i in rows]
+  assert [few.key(i) for i in range(30)] == [whole.key(i) for i in rows]
   prints = {Few(whole, n, '').fingerprint for n in (1, 2, 3)}
   assert len(prints | {whole.fingerprint}) == 4
 

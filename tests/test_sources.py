@@ -15,12 +15,14 @@ from vit_jax import cli, data
 from vit_jax.data import ops
 from vit_jax.data.mixture import parse_mixture
 from vit_jax.data.order import _BLOCK, mixture_at, records_at, shares
+from vit_jax.data.sources import key_of
 from vit_jax.data.tar_index import expand
 from vit_jax.errors import BadRecord, UserError
 from vit_jax.setup import Setup
 from vit_jax.train import Log
 from vit_jax.writers import Terminal, Writers, read_metrics
 
+from .conftest import red_and_blue
 from .test_data import equal, fetch, make
 
 
@@ -95,6 +97,36 @@ def test_tar_shards(shards, pattern):
   part = data.open_split(name, 'train[:25%]')
   assert values(part) == values(train)[:10]
   assert len({s.fingerprint for s in (train, test, part)}) == 3
+
+
+@pytest.mark.parametrize(
+  'name, split',
+  [
+    ('tar:{}/pets-{{split}}-*.tar', 'train'),
+    ('folder:{}/pictures', 'train'),
+    ('folder:{}/pictures/train', 'all'),
+    ('digits', 'test'),
+    ('digit_scenes', 'test[:5]'),
+    ('tar:{0}/pets-train-000.tar*1+tar:{0}/pets-val-*.tar*3', 'train'),
+  ],
+)
+def test_keys_are_known_without_reading(shards, name, split):
+  red_and_blue(shards / 'pictures', 3, 8, 8)
+  source = data.open_split(name.format(shards), split)
+  keys = [key_of(source, i) for i in range(len(source))]
+  assert keys == [source[i]['key'] for i in range(len(source))]
+  assert len(set(keys)) == len(keys) > 4
+
+  class Plain:  # a source of somebody else
+    classes, size, channels, fingerprint = ('a', 'b'), (8, 8), 3, ''
+
+    def __len__(self):
+      return len(source)
+
+    def __getitem__(self, index):
+      return source[index]
+
+  assert [key_of(Plain(), i) for i in range(len(source))] == keys
 
 
 def test_a_hold_out_of_shards(shards):

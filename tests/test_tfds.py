@@ -177,6 +177,7 @@ def test_split_expressions(root, split, key, expected):
   source = open_split(root, split)
   assert numbers(source) == expected(train, test)
   assert source[2]['key'].endswith(f' {key}')
+  assert source[2]['key'] == source.key(2)  # nothing is read for it
   assert source.fingerprint != open_split(root).fingerprint
   assert source.fingerprint == open_split(root, split).fingerprint
 

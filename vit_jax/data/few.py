@@ -4,7 +4,7 @@ import hashlib
 
 from absl import logging
 
-from vit_jax.data.sources import Record, Source
+from vit_jax.data.sources import Record, Source, key_of
 from vit_jax.errors import BadRecord, UserError
 
 
@@ -60,6 +60,9 @@ class Few:
 
   def __len__(self) -> int:
     return len(self._rows)
+
+  def key(self, index: int) -> str:
+    return key_of(self._source, self._rows[index])
 
   def __getitem__(self, index: int) -> Record:
     return self._source[self._rows[index]]

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from vit_jax.data.sources import Record, Source
+from vit_jax.data.sources import Record, Source, key_of
 from vit_jax.errors import UserError
 
 _WEIGHTED = re.compile(
@@ -81,7 +81,14 @@ class Mixture:
   def __len__(self) -> int:
     return int(self._ends[-1])
 
-  def __getitem__(self, index: int) -> Record:
+  def _place(self, index: int) -> tuple[Source, int]:
     number = int(np.searchsorted(self._ends, index, side='right'))
     start = self._ends[number - 1] if number else 0
-    return self._sources[number][index - int(start)]
+    return self._sources[number], index - int(start)
+
+  def key(self, index: int) -> str:
+    return key_of(*self._place(index))
+
+  def __getitem__(self, index: int) -> Record:
+    source, at = self._place(index)
+    return source[at]

@@ -151,6 +151,12 @@ class DigitScenes:
       places.append((*xy, size, _TURN * (2 * u[17] - 1)))
     return places
 
+  def _key(self, number: int) -> str:
+    return f'digit_scenes {self._split} {number}'
+
+  def key(self, index: int) -> str:
+    return self._key(self._indices[index])
+
   def __getitem__(self, index: int) -> Record:
     number = self._indices[index]
     if self._kept is None:
@@ -186,5 +192,4 @@ class DigitScenes:
     canvas += cv2.LUT(noise, _NOISE)
     # Rounded and clipped, with one channel.
     image = cv2.convertScaleAbs(np.maximum(canvas, 0))[..., None]
-    key = f'digit_scenes {self._split} {number}'
-    return {'image': image, 'label': mask, 'key': key}
+    return {'image': image, 'label': mask, 'key': self._key(number)}

@@ -32,8 +32,9 @@ class Source(Protocol):
 
   Optional: `masks`, True where a label is a mask, and `classes` are those of
   pixels; `parts`, see mixture.py; `broken`, messages of the records that were
-  found damaged when the source was opened. A record that cannot be read raises
-  BadRecord. Several threads read at once.
+  found damaged when the source was opened; `key(index)`, what the key of a
+  record begins with, and no other's does, without reading it. A record that
+  cannot be read raises BadRecord. Several threads read at once.
   """
 
   classes: tuple[str, ...]  # names, in the order of the labels
@@ -45,6 +46,12 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Record: ...
+
+
+def key_of(source: Source, index: int) -> str:
+  """What tells a record of a source from all others."""
+  find = getattr(source, 'key', None)
+  return find(index) if find else source[index]['key']
 
 
 def parse_name(name: str) -> tuple[str, str]:
@@ -169,9 +176,12 @@ class Digits:
   def __len__(self) -> int:
     return len(self._labels)
 
+  def key(self, index: int) -> str:
+    return f'digits {self._ids[index]}'
+
   def __getitem__(self, index: int) -> Record:
     return {
       'image': self._images[index],
       'label': int(self._labels[index]),
-      'key': f'digits {self._ids[index]}',
+      'key': self.key(index),
     }

@@ -174,17 +174,28 @@ class Tar:
   def __len__(self) -> int:
     return len(self._order)
 
-  def __getitem__(self, index: int) -> Record:
+  def _place(self, index: int) -> tuple[int, int]:
+    """(number of the shard, number in it) of a record."""
     number = int(self._order[index])
     which = int(np.searchsorted(self._starts, number, side='right')) - 1
-    shard, at = self._shards[which], number - int(self._starts[which])
-    rows = self._indices[which]
+    return which, number - int(self._starts[which])
+
+  def key(self, index: int) -> str:
+    which, at = self._place(index)
+    name = self._indices[which]['name'][at].decode()
+    return f'{self._shards[which]}: {name}'
+
+  def __getitem__(self, index: int) -> Record:
+    which, at = self._place(index)
+    rows, key = self._indices[which], self.key(index)
     start, size = int(rows['offset'][at]), int(rows['size'][at])
-    key = f'{shard}: {rows["name"][at].decode()}'
     try:
-      image = self._fs.cat_file(shard, start=start, end=start + size)
+      image = self._fs.cat_file(
+        self._shards[which], start=start, end=start + size
+      )
     except OSError as error:
       raise BadRecord(f'{key} cannot be read: {error}.') from error
     if len(image) != size:
       raise BadRecord(f'{key} is cut short: {len(image)} of {size} bytes.')
-    return {'image': image, 'label': int(self._labels[number]), 'key': key}
+    label = int(self._labels[self._order[index]])
+    return {'image': image, 'label': label, 'key': key}

@@ -198,7 +198,7 @@ class Tfds:
   def __len__(self) -> int:
     return len(self._records)
 
-  def _key(self, index: int) -> str:
+  def key(self, index: int) -> str:
     """'tfds:pets/1.0.0 train[1234]': the place in the whole split."""
     part = bisect.bisect_right(self._ends, index)
     name, start = self._parts[part]
@@ -214,7 +214,7 @@ class Tfds:
   def __getitem__(self, index: int) -> Record:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    key = self._key(index)
+    key = self.key(index)
     try:
       data = self._records[index]
       fields = self._parse(data).features.feature  # 9 x faster than tfds's

@@ -83,11 +83,6 @@ def knn(
     k: neighbours.
     temperature: of their votes.
   """
-  if view.loader.source.fingerprint == view.train_source.fingerprint:
-    raise UserError(
-      f'knn({k}): the split is the one that neighbours are looked for in, and '
-      'each example would find itself.'
-    )
   train, labels = view.train_features
   if k > len(train):
     raise UserError(f'knn({k}): the training split has {len(train)} examples.')

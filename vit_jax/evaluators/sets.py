@@ -3,13 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
 
 from vit_jax.data import SOURCES, open_split, source_fields
-from vit_jax.data.sources import Record, Source, location, parse_name
+from vit_jax.data.sources import Record, Source, key_of, location, parse_name
 from vit_jax.errors import UserError, check_choice, did_you_mean
 from vit_jax.evaluators.view import View
 
@@ -20,6 +19,10 @@ SETS = {
   'imagenet_r': ('tfds:imagenet_r', 'test'),
   'imagenet_sketch': ('tfds:imagenet_sketch', 'test'),
 }
+
+# Of these 200 classes occur, but tfds declares all 1,000 (arXiv 1907.07174,
+# 2006.16241).
+_OF_SOME = ('tfds:imagenet_a', 'tfds:imagenet_r')
 
 # Mean errors of AlexNet over five severities, by which ImageNet-C's are divided
 # (arXiv 1903.12261; github.com/hendrycks/robustness).
@@ -43,10 +46,16 @@ ALEXNET = {
 
 
 class _Relabelled:
-  """A source with the labels of the model's classes."""
+  """A source with the labels of the model's classes.
 
-  def __init__(self, source: Source, classes: tuple[str, ...], labels: Any):
-    self._source, self.classes, self._labels = source, classes, labels
+  Attributes:
+    answers: the model's number of each class of the source's own.
+  """
+
+  def __init__(
+    self, source: Source, classes: tuple[str, ...], answers: list[int]
+  ):
+    self._source, self.classes, self.answers = source, classes, answers
     self.size, self.channels = source.size, source.channels
     self.fingerprint = source.fingerprint
     self.masks = getattr(source, 'masks', False)  # which the loader refuses
@@ -54,12 +63,17 @@ class _Relabelled:
   def __len__(self) -> int:
     return len(self._source)
 
+  def key(self, index: int) -> str:
+    return key_of(self._source, index)
+
   def __getitem__(self, index: int) -> Record:
     record = self._source[index]
-    return record | {'label': self._labels[record['label']]}
+    return record | {'label': self.answers[record['label']]}
 
 
-def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
+def _relabelled(
+  name: str, source: Source, classes: tuple[str, ...]
+) -> _Relabelled:
   """With the number of the class of the same name.
 
   Where not one name is the same, and there are as many: with the same number.
@@ -84,7 +98,9 @@ def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
   return _Relabelled(source, classes, labels)
 
 
-def _open(view: View, name: str, split: str, published: bool = False) -> Source:
+def _open(
+  view: View, name: str, split: str, published: bool = False
+) -> _Relabelled:
   kind, path = parse_name(name)
   check_choice('evaluator: data', kind, SOURCES)
   if not split:
@@ -101,23 +117,35 @@ def _open(view: View, name: str, split: str, published: bool = False) -> Source:
 
 
 def error_on(
-  view: View, source: Source, name: str, whole: bool = False
-) -> float:
-  """Share of wrong answers, where only the classes of the set can be given.
+  view: View,
+  source: _Relabelled,
+  name: str,
+  *,
+  whole: bool = False,
+  occurring: bool = False,
+) -> tuple[float, int]:
+  """Share of wrong answers, and how many classes could be answered.
 
-  ImageNet-A and -R have 200 of the 1,000 (arXiv 1907.07174, 2006.16241).
+  Args:
+    view: of the model.
+    source: of the set, whose classes are the answers.
+    name: of what each example has, to be kept.
+    whole: pictures of the model's size are taken as they are.
+    occurring: only classes that occur are answers.
   """
   rows = view.logits(source, whole)
-  present = np.zeros(rows['logits'].shape[1], bool)
-  present[rows['label']] = True
-  predicted = np.where(present, rows['logits'], -np.inf).argmax(1)
+  answers = np.unique(rows['label'] if occurring else source.answers)
+  predicted = answers[rows['logits'][:, answers].argmax(1)]
   kept = {'record': rows['record'], 'label': rows['label']}
   view.keep(name, **kept, prediction=predicted)
-  return float((predicted != rows['label']).mean())
+  return float((predicted != rows['label']).mean()), len(answers)
 
 
 def on(view: View, data: str, split: str = '') -> dict[str, float]:
   """Accuracy on another set, its classes matched by name.
+
+  Only its own classes are answers: all that it declares, of ImageNet-A and -R
+  the 200 that occur. How many they are is the second metric.
 
   Args:
     view: of the model.
@@ -132,7 +160,9 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
   short = f'on_{short.strip("_")}'
   source = _open(view, name, split, data in SETS)
-  return {short: 1 - error_on(view, source, short)}
+  some = name.partition('/')[0] in _OF_SOME
+  error, classes = error_on(view, source, short, occurring=some)
+  return {short: 1 - error, f'{short}_classes': float(classes)}
 
 
 def imagenet_c(
@@ -168,7 +198,9 @@ def imagenet_c(
   errors = {}
   for corruption, five in sources.items():
     found = [
-      error_on(view, source, f'imagenet_c_{corruption}_{severity}', whole=True)
+      error_on(view, source, f'imagenet_c_{corruption}_{severity}', whole=True)[
+        0
+      ]
       for severity, source in enumerate(five, 1)
     ]
     errors[corruption] = float(np.mean(found))

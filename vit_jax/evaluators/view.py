@@ -13,7 +13,7 @@ from rich.progress import track
 
 from vit_jax import distributed
 from vit_jax.data.loader import Batch, Loader
-from vit_jax.data.sources import Source
+from vit_jax.data.sources import Source, key_of
 from vit_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]  # of each example, in the order of the split
@@ -148,7 +148,23 @@ class View:
   def train_features(
     self,
   ) -> tuple[Float[np.ndarray, 'm D'], Int[np.ndarray, 'm']]:
-    """Of the training split, by the ops of an evaluation."""
+    """Of the training split, by the ops of an evaluation.
+
+    Raises:
+      UserError: an example of the split is one of the training split, too.
+    """
+    trained, own = (
+      {key_of(source, i) for i in range(len(source))}
+      for source in (self.train_source, self.loader.source)
+    )
+    shared = own & trained
+    if shared:
+      raise UserError(
+        f'{len(shared):,} of the {len(own):,} examples to evaluate are of the '
+        f'training split too, such as {min(shared)}: knn, fewshot and '
+        'linear_probe would find each of them in what they learn from. '
+        'Choose a split apart from it.'
+      )
     loader = self.setup.loader('test', self.train_source)
     rows = self._run(loader, 'pooled', 'features')
     return rows['pooled'], rows['label']
