@@ -98,16 +98,18 @@ def test_digits_of_mnist_as_a_folder(tmp_path, monkeypatch):
   mnist.write(tmp_path / 'mnist')  # it is there
 
 
-def test_the_page_of_results():
-  seeds = [{'accuracy': a, 'seconds': 60.0} for a in (0.97, 0.98, 0.99)]
+def test_the_page_of_results(monkeypatch):
+  monkeypatch.setattr(mnist, 'svm', lambda: 0.912)
+  one = {'seconds': 60.0, 'commit': 'abc1234'}
+  seeds = [one | {'accuracy': a} for a in (0.97, 0.98, 0.99)]
   names = (*results.TRAINED, 'timm')
   found = {name: seeds for name in names}
   found['timm'] = [r | {'seconds': 90.0} for r in seeds]
-  found['probe'] = [
-    {'knn_20': 0.5, 'fewshot_10': 0.4, 'linear_probe': 0.6, 'seconds': 9.0}
-  ] * 3
+  probed = {'knn_20': 0.5, 'fewshot_10': 0.4, 'linear_probe': 0.6}
+  found['probe'] = [one | probed | {'commit': 'def5678+'}] * 3
   text = results._text(found, 0.5)
   assert 'from scratch | 98.00 ± 1.00 | 97.00, 98.00, 99.00 | 60 |' in text
+  assert 'at abc1234, def5678+' in text and 'the pixels gets\n91.2' in text
   assert 'took 1.50 times as long' in ' '.join(text.split())
   assert '`knn_20` | 50.00 ± 0.00' in text
 
@@ -137,6 +139,16 @@ def test_results_are_kept_of_the_same_command(tmp_path, monkeypatch):
   changed = {'pre': ((*flags, '--config.total=1ep'), what)}
   monkeypatch.setattr(results, 'TRAINED', results.TRAINED | changed)
   assert again() == ['pre-0', 'tuned-0']
+
+
+def test_the_recipe_of_mnist_is_that_of_a_folder():
+  """So that its results are a folder's, at this size, of grey pictures."""
+  from vit_jax import config
+
+  files = (ROOT / 'configs' / f'{name}.py' for name in ('folder', 'mnist'))
+  folder, ours = (config.flat(config.load(str(file))) for file in files)
+  differ = {name for name in folder if folder[name] != ours[name]}
+  assert differ == {'size', 'channels'} and ours['size'] == 28
 
 
 @pytest.mark.slow
