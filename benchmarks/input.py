@@ -4,7 +4,8 @@ Each peer lives in a process of its own and runs its rounds in turn, so that
 whatever else the machine does hits all alike. All do the same: read a JPEG of
 500x375, quality 90, crop 8 to 100 % of it at 3/4 to 4/3, resize to 224, flip
 half of the time, and hand over batches of 64 in float32 from -1 to 1 (ours: JAX
-arrays; the others: arrays in memory). Peers (none is needed):
+arrays; the others: arrays in memory). Loops are whole runs of `train`, beside
+the bare jitted step on one batch. Peers (none is needed):
 
   pip install torch==2.13.0 tensorflow-cpu grain
 """
@@ -85,7 +86,13 @@ def run(images: int, rounds: int, batches: int) -> dict[str, Any]:
     found, died = measure.in_turn(side, names, rounds)
   rates = {name: measure.median(values) for name, values in found.items()}
   rows = [
-    (name, rates[name], min(values), max(values), rates['ours'] / rates[name])
+    (
+      name,
+      rates[name],
+      min(values),
+      max(values),
+      measure.ratio(found['ours'], values),
+    )
     for name, values in found.items()
   ]
   missing = {n: why for n, why in (absent | died).items() if why}
@@ -93,15 +100,17 @@ def run(images: int, rounds: int, batches: int) -> dict[str, Any]:
   columns = ('', 'images/s', 'least', 'most', 'ours / it')
   levels = ((name, value) for name, value in agree.items())
   goals = {
-    f'{one} / {other}': measure.goal(rates[one] / rates[other], least=least)
+    f'{one} / {other}': measure.goal(
+      measure.ratio(found[one], found[other]), least=least
+    )
     for one, other, least in GOALS
-    if one in rates and other in rates
+    if one in found and other in found
   }
   return measure.record(
     'input',
     load=load,
     about=f'{images} JPEGs of {kilobytes:.0f} kB, batches of {peers.BATCH}, '
-    f'medians of {rounds} rounds',
+    f'medians of {rounds} rounds, ratios of rounds; steps with unroll=0',
     rates=rates,
     tables={
       'Input': measure.table(columns, rows),

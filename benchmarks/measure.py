@@ -100,6 +100,16 @@ def median(rounds: Sequence[Any]) -> Any:
   return statistics.median(rounds)
 
 
+def ratio(ones: Sequence[Any], others: Sequence[Any], key: str = '') -> float:
+  """The median of what a round of one side is of the other's.
+
+  Both had their turn right after each other, so that what slows down the
+  machine for a while is in both.
+  """
+  pairs = zip(ones, others, strict=True)
+  return statistics.median(a[key] / b[key] if key else a / b for a, b in pairs)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict:
   """Ready for JSON; numbers as they are to be read."""
 

@@ -4,8 +4,11 @@ What a peer returns is called with (batches to drop, batches to time) and gives
 images a second; it keeps its iterator between calls.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from vit_jax.workdir import read_json
 
 BATCH, SIZE = 64, 224
 OURS = ('decode', 'inception_crop', 'flip', 'range(-1, 1)')
@@ -35,9 +40,8 @@ def _timed(batches: Iterator[Any], ready: Callable = lambda x: x) -> Measure:
   return measure
 
 
-def _setup(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
+def _config(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
   from vit_jax import config
-  from vit_jax.setup import Setup
 
   values = {
     'size': SIZE,
@@ -54,7 +58,13 @@ def _setup(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
     group, _, key = name.partition('__')
     target = values.setdefault(group, {}) if key else values
     target[key or group] = value
-  return Setup(config.resolve(values))
+  return config.resolve(values)
+
+
+def _setup(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
+  from vit_jax.setup import Setup
+
+  return Setup(_config(folder, texts, **fields))
 
 
 def _stream(setup: Any) -> Iterator[Any]:
@@ -169,44 +179,59 @@ def grain(folder: Path) -> Measure:
   return _timed(iter(data.batch(BATCH)))
 
 
-def _loop(setup: Any, steps: int, through_the_loader: bool) -> Measure:
-  """Steps of training, on one batch or through the loader, as the loop has it.
-
-  The metrics of a step are fetched while the next one runs.
-  """
+def _steps(config: Any, steps: int) -> Measure:
+  """The bare jitted step on one batch, from its first to the last one's end."""
   import jax
 
-  stream, state = _stream(setup), setup.init()
-  fixed = next(stream)
+  from vit_jax.setup import Setup
 
-  def measure(dropped: int, _: int) -> float:
+  setup = Setup(config)
+  batch, state = next(_stream(setup)), setup.init()
+
+  def measure(*_) -> float:
     nonlocal state
-    metrics, begun = None, 0.0
+    begun = time.perf_counter()
     with jax.set_mesh(setup.mesh):
-      for step in range(dropped + steps):
-        if step == dropped:
-          jax.block_until_ready(state)
-          begun = time.perf_counter()
-        last, batch = metrics, next(stream) if through_the_loader else fixed
-        state, metrics = setup.train_step(state, batch)
-        jax.device_get(last)
+      for _ in range(steps):
+        state, _ = setup.train_step(state, batch)
       jax.block_until_ready(state)
-    seconds = time.perf_counter() - begun
-    return steps * setup.config.batch_size / seconds
+    return steps * config.batch_size / (time.perf_counter() - begun)
+
+  return measure
+
+
+def _train(config: Any, steps: int) -> Measure:
+  """A whole run: images a second of its steps, as its result.json says.
+
+  All of them but the first one, which compiles.
+  """
+  from vit_jax import config as config_lib
+  from vit_jax import train
+
+  values = config.to_dict() | {'total': f'{steps + 1} steps'}
+  values |= {'eval_every': '0 steps', 'save_every': '0 steps'}
+  values |= {'log_every': '0 steps'}
+  config = config_lib.resolve(values)
+
+  def measure(*_) -> float:
+    with tempfile.TemporaryDirectory() as name:
+      path = Path(name) / 'run'
+      with contextlib.redirect_stdout(io.StringIO()):
+        train.run(config, path)
+      return read_json(path / 'result.json')['time']['images_per_second']
 
   return measure
 
 
 def _digits() -> Any:
   from vit_jax import config
-  from vit_jax.setup import Setup
 
   root = Path(__file__).parent.parent
-  return Setup(config.load(str(root / 'configs' / 'digits.py')))
+  return config.load(str(root / 'configs' / 'digits.py'))
 
 
 def _small(folder: Path) -> Any:
-  return _setup(folder / 'jpeg', OURS, batch_size=8, model__unroll=0)
+  return _config(folder / 'jpeg', OURS, batch_size=8, model__unroll=0)
 
 
 PEERS: dict[str, Callable[[Path], Measure]] = {
@@ -216,10 +241,10 @@ PEERS: dict[str, Callable[[Path], Measure]] = {
   'torch + Pillow': torch,
   'tf.data, not antialiased': tf_data,
   'Grain + Pillow': grain,
-  'step on digits': lambda _: _loop(_digits(), 150, False),
-  'loop on digits': lambda _: _loop(_digits(), 150, True),
-  'step on JPEGs': lambda folder: _loop(_small(folder), 6, False),
-  'loop on JPEGs': lambda folder: _loop(_small(folder), 6, True),
+  'step on digits': lambda _: _steps(_digits(), 150),
+  'loop on digits': lambda _: _train(_digits(), 150),
+  'step on JPEGs': lambda folder: _steps(_small(folder), 12),
+  'loop on JPEGs': lambda folder: _train(_small(folder), 12),
 }
 _NEEDS = {
   'torch + Pillow': 'torch',

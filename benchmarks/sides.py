@@ -5,6 +5,7 @@ Both are called without arguments and return when they are done: the logits
 stays in the side.
 """
 
+import functools
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -86,7 +87,8 @@ def _ours(case: Any, dtype: str) -> Side:
   return inferred, train
 
 
-def _textbook(case: Any) -> Side:
+def _textbook(case: Any, stacked: bool = False) -> Side:
+  """Flax's own layers; `stacked`: fed our parameters, blocks in one array."""
   import jax
   import optax
 
@@ -94,8 +96,14 @@ def _textbook(case: Any) -> Side:
   from vit_jax import weights
 
   model, params, _ = weights.load(case.folder / 'timm')
-  params = textbook.params_of(params, model.shape.depth, model.patch)
+  own = functools.partial(
+    textbook.params_of, depth=model.shape.depth, patch=model.patch
+  )
   net = textbook.Textbook(case.variant, CLASSES, approximate=False)
+  if stacked:
+    net = textbook.Renamed(net, own)
+  else:
+    params = own(params)
   optimizer = optax.adamw(RATE, weight_decay=DECAY)
   step = jax.jit(textbook.make_step(net, optimizer), donate_argnums=(0, 1))
   infer = jax.jit(lambda params, images: net.apply({'params': params}, images))
@@ -184,6 +192,7 @@ SIDES: dict[str, Callable[[Any], Side]] = {
   'ours': lambda case: _ours(case, 'float32'),
   'ours, bfloat16': lambda case: _ours(case, 'bfloat16'),
   'textbook flax': _textbook,
+  'textbook flax, stacked': lambda case: _textbook(case, stacked=True),
   'timm': _timm,
   'timm, bfloat16 autocast': lambda case: _timm(case, True),
   'Hugging Face': _huggingface,

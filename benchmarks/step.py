@@ -3,13 +3,16 @@
 The same parameters, carried by vit_jax/weights, the same images; before
 anything is timed, logits and the norm of the gradient have to agree. A training
 step is forward, backward and AdamW. Ours is the step that `train` runs: it also
-clips, looks for what is not finite and measures norms. Peers (none is needed):
+clips, looks for what is not finite and measures norms. One
+product, of (1024, 1024) matrices, says what this CPU can do. Peers (none is
+needed):
 
   pip install torch==2.13.0 transformers && pip install --no-deps timm
 """
 
 import dataclasses
 import functools
+import itertools
 import os
 import tempfile
 import time
@@ -20,11 +23,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure, sides
+from vit_jax.models import ViT, flops
+from vit_jax.speed import measured
 
 GOALS = {  # of CPUs
   ('ours', 'textbook flax'): (1.0, 1.0),
   ('ours', 'timm'): (1.3, 1.6),
   ('ours, bfloat16', 'ours'): (1.0, 1.3),
+}
+PRODUCTS = {
+  'one product, float32': 'float32',
+  'one product, bfloat16': 'bfloat16',
 }
 
 
@@ -85,6 +94,14 @@ def check(facts: dict[str, Any]):
     assert max(found) < allowed, f'{name} is another function: {found}'
 
 
+def _gflop(case: Case) -> dict[str, float]:
+  """GFLOP of an image."""
+  model = ViT(classes=sides.CLASSES, variant=case.variant)
+  parts = flops.forward(model, (case.size, case.size), 3, train=True)
+  forward = sum(parts.values()) / 1e9
+  return {'training': flops.TRAINING * forward, 'inference': forward}
+
+
 def run(
   rounds: int, variant: str = 'S/16', size: int = 224, batch: int = 8
 ) -> dict[str, Any]:
@@ -104,29 +121,41 @@ def run(
     found, died = measure.in_turn(make, names, rounds, checked)
   medians = {name: measure.median(values) for name, values in found.items()}
   rates = {f'{n}: {k}': v for n, m in medians.items() for k, v in m.items()}
+  work = _gflop(case)
   rows = [
     (
       name,
-      m['training'],
-      medians['ours']['training'] / m['training'],
-      m['inference'],
-      medians['ours']['inference'] / m['inference'],
+      *itertools.chain.from_iterable(
+        (
+          m[what],
+          m[what] * work[what],
+          measure.ratio(found['ours'], found[name], what),
+        )
+        for what in ('training', 'inference')
+      ),
       *(f'{x:.1g}' for x in kept[name]),
     )
     for name, m in medians.items()
   ]
-  rows += [(n, why, *[''] * 5) for n, why in (absent | died).items()]
-  columns = ('', 'training, images/s', 'ours / it', 'inference, images/s')
-  columns += ('ours / it', 'logits differ by', 'norm of the gradient by')
-  goals = {}
-  for (one, other), bounds in GOALS.items():
-    for what, least in zip(('training', 'inference'), bounds, strict=True):
-      if one in medians and other in medians:
-        ratio = medians[one][what] / medians[other][what]
-        goals[f'{what}: {one} / {other}'] = measure.goal(ratio, least=least)
+  for name, dtype in PRODUCTS.items():
+    peak = measured(dtype) / 1e9
+    rows.append((name, '', peak, '', '', peak, *[''] * 3))
+    rates[f'{name}: GFLOP/s'] = peak
+  rows += [(n, why, *[''] * 7) for n, why in (absent | died).items()]
+  columns = ('', 'training, images/s', 'GFLOP/s', 'ours / it')
+  columns += ('inference, images/s', 'GFLOP/s', 'ours / it')
+  columns += ('logits differ by', 'norm of the gradient by')
+  goals = {
+    f'{what}: {one} / {other}': measure.goal(
+      measure.ratio(found[one], found[other], what), least=least
+    )
+    for (one, other), bounds in GOALS.items()
+    for what, least in zip(('training', 'inference'), bounds, strict=True)
+    if one in found and other in found
+  }
   about = (
     f'ViT-{variant} at {size}, batch {batch}, ours with unroll=0, medians of '
-    f'{rounds} rounds of {case.steps} steps, sides in turn'
+    f'{rounds} rounds of {case.steps} steps, sides in turn, ratios of rounds'
   )
   title = 'Training and inference'
   tables = {title: measure.table(columns, rows)}

@@ -83,7 +83,23 @@ def params_of(params: Any, depth: int, patch: int) -> dict[str, Any]:
   }
 
 
-def make_loss(model: nn.Module) -> Callable[..., jax.Array]:
+class Renamed:
+  """A model that is given the parameters of another one.
+
+  Attributes:
+    net: the model.
+    own: from what it is given to its own parameters.
+  """
+
+  def __init__(self, net: nn.Module, own: Callable[[Any], Any]):
+    self.net, self.own = net, own
+
+  def apply(self, variables: Any, images: jax.Array) -> jax.Array:
+    params = self.own(variables['params'])
+    return self.net.apply({'params': params}, images)
+
+
+def make_loss(model: nn.Module | Renamed) -> Callable[..., jax.Array]:
   """(params, images, labels) -> the mean cross-entropy."""
 
   def loss(params, images, labels):
@@ -95,7 +111,7 @@ def make_loss(model: nn.Module) -> Callable[..., jax.Array]:
 
 
 def make_step(
-  model: nn.Module, optimizer: optax.GradientTransformation
+  model: nn.Module | Renamed, optimizer: optax.GradientTransformation
 ) -> Callable[..., Any]:
   """(params, optimizer's state, images, labels) -> (those two, loss)."""
 

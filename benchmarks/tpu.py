@@ -4,14 +4,12 @@ Both in training on v5e:4x4, 64 images a device, AdamW; ours by
 configs/vit_i1k.py (bfloat16) without mixing, from the CLS token with learned
 positions, so that both have the same parameters. Bytes are XLA's own count
 ("bytes accessed") and ours of what crosses to HBM (plan/costs.py), both of the
-unrolled program, without a loop. Two models of a few blocks are compiled, and
-what a block adds is extended to the variant's depth: the whole takes hours.
-Wants libtpu: PYTHONPATH=.venv/plan, or the extra plan-tpu.
+unrolled program, without a loop: minutes for S/16 and B/16, 20 for L/16. Wants
+libtpu: PYTHONPATH=.venv/plan, or the extra plan-tpu.
 """
 
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.progress import track
 
 from benchmarks import measure, textbook
-from vit_jax.models.variants import parse
 from vit_jax.plan import costs
 from vit_jax.plan import topology as topologies
 from vit_jax.plan.collectives import transfers
@@ -31,14 +28,19 @@ from vit_jax.plan.hlo import Program
 
 IMAGES = 64  # of a device
 VARIANTS = ('S/16', 'B/16', 'L/16')
-DEPTHS = (2, 4)  # that are compiled
 GOALS = {'S/16': 300.0, 'B/16': 700.0}
 _ROOT = Path(__file__).parent.parent
 _CLASSES = 1000
 
 
-def ours(variant: str, devices: list, depth: int):
-  """Our step, without a loop, compiled for devices that are not here."""
+def ours(variant: str, devices: list, depth: int = 0):
+  """Our step, without a loop, compiled for devices that are not here.
+
+  Args:
+    variant: of the model.
+    devices: of a topology.
+    depth: of the model; 0: the variant's.
+  """
   from vit_jax import config
   from vit_jax.setup import Setup, stated_info
 
@@ -61,7 +63,7 @@ def ours(variant: str, devices: list, depth: int):
     ).compile()
 
 
-def theirs(variant: str, devices: list, depth: int):
+def theirs(variant: str, devices: list, depth: int = 0):
   """The textbook's step, compiled for the same devices, data parallel."""
   mesh = Mesh(np.array(devices), ('data',))
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -101,42 +103,22 @@ def facts(compiled: Any, devices: int) -> dict[str, float]:
   }
 
 
-def extended(
-  few: dict[str, float], more: dict[str, float], depths: tuple[int, int, int]
-) -> dict[str, float]:
-  """The third depth's values by a straight line through two others'."""
-  share = (depths[2] - depths[0]) / (depths[1] - depths[0])
-  return {key: few[key] + share * (more[key] - few[key]) for key in few}
-
-
-def _side(
-  make: Callable[[str, list, int], Any],
-  variant: str,
-  devices: list,
-  depths: tuple[int, int],
-) -> dict[str, float]:
-  """Facts of the variant in its depth."""
-  found = [facts(make(variant, devices, n), len(devices)) for n in depths]
-  return extended(*found, (*depths, parse(variant)[0].depth))
-
-
 def run(
   variants: tuple[str, ...] = VARIANTS,
   topology: str = 'v5e:4x4',
-  depths: tuple[int, int] = DEPTHS,
+  depth: int = 0,
 ) -> dict[str, Any]:
   """Compiles; the record. Says so if there is no compiler.
 
   Args:
     variants: of the model.
     topology: of TPUs.
-    depths: that are compiled, two.
+    depth: of all; 0: the variants'.
   """
   load, wanted = os.getloadavg()[0], topologies.parse(topology)
   rates, rows, goals = {}, [], {}
-  about = (
-    f'{topology}, {IMAGES} images a device, without a loop, compiled with '
-    f'{depths[0]} and {depths[1]} blocks and extended to all'
+  about = f'{topology}, {IMAGES} images a device, unroll=0, ' + (
+    f'{depth} blocks' if depth else 'whole models'
   )
   found = importlib.util.find_spec('libtpu')
   if found:
@@ -146,7 +128,7 @@ def run(
     about += ': libtpu is not installed, nothing was compiled'
   for variant in track(variants if found else (), 'compiling', transient=True):
     sides = {
-      name: _side(make, variant, devices, depths)
+      name: facts(make(variant, devices, depth), len(devices))
       for name, make in (('ours', ours), ('textbook flax', theirs))
     }
     for name, values in sides.items():
