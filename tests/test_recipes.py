@@ -3,7 +3,6 @@
 import functools
 import math
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import red_and_blue
+from tests.recipes import TARGETS, load
 from vit_jax import config as config_lib
 from vit_jax import finetune, plan, recipe, train, trees, weights
 from vit_jax.data import ops
@@ -19,30 +19,6 @@ from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
 from vit_jax.setup import Setup, stated_info
 from vit_jax.weights.formats import Preprocessing
-
-CONFIGS = Path(__file__).parent.parent / 'configs'
-NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
-
-
-def header(name):
-  text = (CONFIGS / f'{name}.py').read_text()
-  return text[: text.index('"""', 3)]
-
-
-def targets(name):
-  """The config, and those of its arguments that the header names."""
-  named = re.findall(rf'configs/({name}\.py:[\w,]*\w)', header(name))
-  return [name, *(x.replace('.py', '') for x in dict.fromkeys(named))]
-
-
-TARGETS = [target for name in NAMES for target in targets(name)]
-
-
-def load(target, **overrides):
-  name, colon, argument = target.partition(':')
-  pairs = [(k.replace('__', '.'), v) for k, v in overrides.items()]
-  return config_lib.load(f'{CONFIGS / name}.py{colon}{argument}', pairs)
-
 
 # --- What is built, at full size ---
 
@@ -117,15 +93,6 @@ def test_counts_tell_recipes_apart():
 
 
 # --- What they promise ---
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_a_header_is_a_contract(name):
-  text = header(name)
-  assert f'--config=configs/{name}.py' in text or 'make' in text
-  for word in ('Expected', 'Run here: ', 'Hardware: '):
-    assert word in text, word
-  assert len((CONFIGS / f'{name}.py').read_text().splitlines()) <= 100
 
 
 @pytest.mark.parametrize('target', TARGETS)

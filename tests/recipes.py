@@ -1,0 +1,46 @@
+"""The configs of configs/, their headers, and what these name."""
+
+import re
+
+from tests import shown
+from tests.conftest import ROOT
+from vit_jax import config
+
+CONFIGS = ROOT / 'configs'
+NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+
+
+def header(name: str) -> str:
+  """The docstring of a config."""
+  text = (CONFIGS / f'{name}.py').read_text()
+  return text[3 : text.index('"""', 3)]
+
+
+def _named(name: str) -> list[str]:
+  """The config, and those of its arguments that the header names."""
+  found = re.findall(rf'configs/({name}\.py:[\w,]*\w)', header(name))
+  return [name, *(x.replace('.py', '') for x in dict.fromkeys(found))]
+
+
+def _taught(name: str) -> dict[str, list[tuple[str, str]]]:
+  """Overrides of the commands with a teacher, by what they then are called."""
+  return {
+    args.config.removeprefix('configs/').replace('.py', '') + ' taught': pairs
+    for args, pairs in shown.commands(header(name))
+    if 'task.teacher' in dict(pairs)
+  }
+
+
+TAUGHT = {key: pairs for name in NAMES for key, pairs in _taught(name).items()}
+TARGETS = [
+  target for name in NAMES for target in (*_named(name), *_taught(name))
+]
+
+
+def load(target, **overrides):
+  """The config of one of TARGETS, or of another argument, and overrides."""
+  name, colon, argument = target.removesuffix(' taught').partition(':')
+  pairs = [(k.replace('__', '.'), v) for k, v in overrides.items()]
+  return config.load(
+    f'{CONFIGS / name}.py{colon}{argument}', TAUGHT.get(target, []) + pairs
+  )
