@@ -148,6 +148,7 @@ def test_the_rate_follows_the_batch(small_config, scale, factor):
     ({'batch_size': '-1'}, 'config.recipe.batch_size = -1: at least 0'),
     ({'devices': '-8'}, 'config.recipe.devices = -8: at least 0'),
     ({'total': '90'}, "config.recipe.total = '90' is not a duration. Did you"),
+    ({'total': '5%'}, "config.recipe.total = '5%': a percentage of what?"),
   ],
 )
 def test_a_promise_that_cannot_be(small_config, fields, says):
@@ -181,6 +182,22 @@ def test_words_of_one_difference():
   assert lines[1].startswith('  learning rate: 0.001, as there')
   assert lines[3] == '  warm-up: 6,256 steps (5 epochs), as there'
   assert lines[4] == '  images a device and step: 1024, not 256'
+
+
+@pytest.mark.parametrize(
+  'promised, tensor, images',
+  [
+    ('8', '1', '128, as there'),
+    ('8', '2', '256, not 128'),  # half of each image's work, of twice as many
+    ('4', '2', '256, as there'),
+    ('0', '1', '128, as there'),
+    ('0', '2', '256, as there'),  # of devices nothing is promised
+  ],
+)
+def test_images_a_device_under_tensor_parallelism(promised, tensor, images):
+  other = {'total': '91ep', 'recipe__devices': promised, 'mesh__tensor': tensor}
+  lines = recipe.words(setup_of('vit_s16_i1k', devices=8, **other))
+  assert lines[4] == f'  images a device and step: {images}'
 
 
 def test_nothing_is_said_where_nothing_differs():
