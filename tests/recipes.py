@@ -2,9 +2,14 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
+
 from tests import shown
 from tests.conftest import ROOT
-from vit_jax import config
+from vit_jax import config, weights
+from vit_jax.models.vit import ViT
+from vit_jax.weights.formats import Preprocessing
 
 CONFIGS = ROOT / 'configs'
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
@@ -44,3 +49,14 @@ def load(target, **overrides):
   return config.load(
     f'{CONFIGS / name}.py{colon}{argument}', TAUGHT.get(target, []) + pairs
   )
+
+
+def saved(path, classes, side=32, **fields):
+  """Weights of a small model of pictures in colour, in a file."""
+  fields = {'variant': 'Ti/16', 'width': 16, 'depth': 1, 'heads': 2} | fields
+  model = ViT(classes=classes, **fields)
+  image = jnp.zeros((1, side, side, 3))
+  params = model.init(jax.random.key(3), image)['params']
+  seen = Preprocessing((side, side), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+  weights.save(path, model, params, format='vit_jax', preprocessing=seen)
+  return path
