@@ -51,12 +51,13 @@ def load(target, **overrides):
   )
 
 
-def saved(path, classes, side=32, **fields):
-  """Weights of a small model of pictures in colour, in a file."""
+def saved(path, classes, side=32, channels=3, **fields):
+  """Weights of a small model of square pictures, in a file."""
   fields = {'variant': 'Ti/16', 'width': 16, 'depth': 1, 'heads': 2} | fields
   model = ViT(classes=classes, **fields)
-  image = jnp.zeros((1, side, side, 3))
+  image = jnp.zeros((1, side, side, channels))
   params = model.init(jax.random.key(3), image)['params']
-  seen = Preprocessing((side, side), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+  mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.2, 0.3)[:channels]
+  seen = Preprocessing((side, side), mean, std)
   weights.save(path, model, params, format='vit_jax', preprocessing=seen)
   return path
