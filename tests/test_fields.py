@@ -73,7 +73,8 @@ def test_a_run_reads_every_field(found, small_config, tmp_path):
   assert {'ema', 'recipe.scale', 'data.repeats', 'data.train.ops'} <= names
   # The control: nothing went wrong, so none but checks looked at these.
   assert names - found == {'on_nonfinite', 'max_rollbacks'}
-  broken = small_config(optim__lr='1e30', on_nonfinite='rollback', **fields)
+  fields |= {'model__depth': '1', 'optim__lr': '1e30'}
+  broken = small_config(on_nonfinite='rollback', **fields)
   with pytest.raises(UserError):
     train.run(broken, tmp_path / 'broken')
   assert names - found == set()
