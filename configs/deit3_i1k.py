@@ -4,7 +4,10 @@
   python -m vit_jax train --config=configs/deit3_i1k.py:B,800 --workdir=W
   python -m vit_jax train --config=configs/deit3_i1k.py:B,tune \
     --config.init_from=W --workdir=W224
+  python -m vit_jax train --config=configs/deit3_i1k.py:B,800 \
+    --config.task.teacher=FILE --workdir=W
 
+The last one has a teacher, any weights of these classes (docs/distillation.md).
 Size and epochs, S,800 by default:
 configs/deit3_i1k.py:S,400 configs/deit3_i1k.py:S,800 configs/deit3_i1k.py:B,400
 configs/deit3_i1k.py:B,800 configs/deit3_i1k.py:L,400 configs/deit3_i1k.py:L,800
@@ -13,10 +16,12 @@ B and L train at 192, H at 154; 20 epochs more at 224 (S: at 384) follow by
 configs/deit3_i1k.py:S,tune configs/deit3_i1k.py:B,tune
 configs/deit3_i1k.py:L,tune configs/deit3_i1k.py:H,tune.
 
-Expected after 800 epochs and tuning: S 81.4 (not tuned; 83.4 at 384), B 83.8, L
-  84.9, H 85.2 (the authors' README_revenge.md); after 400: S 80.7, B 83.6, L
-  84.6, H 85.1 (deit3-jax). Hardware: 8 GPUs for S and B, 32 for L and H; on 32
-  chips of TPU v4, 400 epochs of B took 4 h 42, of H 19 h 10. Run here: no.
+Source: arXiv 2204.07118. Expected after 800 epochs and tuning: S 81.4 (not
+  tuned; 83.4 at 384), B 83.8, L 84.9, H 85.2 (the authors' README_revenge.md);
+  after 400: S 80.7, B 83.6, L 84.6, H 85.1 (affjljoo3581/deit3-jax). With a
+  teacher: not known. Hardware: 32 chips of TPU v4 for 400 (of B 4 h 42, of H
+  19 h 10); 8 GPUs for S,800 and B,800, 32 for L,800 and H,800; 8 GPUs for tune,
+  16 for H,tune. Run here: no.
 Rates, decay and stochastic depth are those of the authors' commands for 800
 epochs, of deit3-jax's for 400; the paper's table has, to our memory, a rate of
 3e-3 and a decay of 0.02 for all. We differ: a mixed picture's labels keep their
@@ -24,18 +29,18 @@ shares, in the source both are 1; stochastic depth rises from 0 in the first
 block, in the source all have the same; the loss is summed over the classes, not
 their mean, so that gradients, clipping and epsilon are 1000 times as large; the
 head starts at zero, and LAMB's trust ratio leaves it out. M (83.0) is not here.
-With a teacher: --config.task.teacher=FILE (docs/distillation.md).
 """
 
 from vit_jax import defaults
 from vit_jax.errors import check_choice
 
-# Size: patch, side, side of tuning; stochastic depth of 400, 800, tuning; GPUs.
+# Size: patch, side, side of tuning; stochastic depth, and devices, of
+# 400, 800, tuning.
 SIZES = {
-  'S': (16, 224, 384, {'400': 0.0, '800': 0.05, 'tune': 0.0}, 8),
-  'B': (16, 192, 224, {'400': 0.1, '800': 0.2, 'tune': 0.2}, 8),
-  'L': (16, 192, 224, {'400': 0.4, '800': 0.45, 'tune': 0.45}, 32),
-  'H': (14, 154, 224, {'400': 0.5, '800': 0.6, 'tune': 0.55}, 32),
+  'S': (16, 224, 384, {'400': 0.0, '800': 0.05, 'tune': 0.0}, (32, 8, 8)),
+  'B': (16, 192, 224, {'400': 0.1, '800': 0.2, 'tune': 0.2}, (32, 8, 8)),
+  'L': (16, 192, 224, {'400': 0.4, '800': 0.45, 'tune': 0.45}, (32, 32, 8)),
+  'H': (14, 154, 224, {'400': 0.5, '800': 0.6, 'tune': 0.55}, (32, 32, 16)),
 }
 NORMALIZE = 'normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))'
 THREE = ('three_augment', 'color_jitter(0.3, 0.3, 0.3)')
@@ -48,7 +53,6 @@ def get_config(argument='S,800'):
   check_choice('argument: epochs', stage, drop_path)
   tune = stage == 'tune'
   side = high if tune else low
-  devices = (16 if size == 'H' else 8) if tune else devices
 
   config = defaults.get_config()
   config.total = '20ep' if tune else f'{stage}ep'
@@ -57,7 +61,8 @@ def get_config(argument='S,800'):
   config.eval_every = '5ep'
   config.save_every = '1ep'
   config.recipe.update(batch_size=config.batch_size, total=config.total)
-  config.recipe.update(devices=devices, scale='sqrt')
+  config.recipe.devices = dict(zip(drop_path, devices, strict=True))[stage]
+  config.recipe.scale = 'sqrt'
 
   config.model.variant = f'{size}/{patch}'
   config.model.prefix_positions = False

@@ -1,6 +1,7 @@
 """A small ViT on the 1,797 real handwritten digits that ship with scikit-learn.
 
 Command:  make digits
+Source:   ours.
 Expected: eval/test/accuracy 0.994 (seeds 0, 1, 2: 0.992, 0.997, 0.994); an RBF
   SVM on the same split gets 0.992, 3 nearest neighbours 0.981.
 Hardware: 2 CPU cores, 75 to 155 seconds. Run here: yes.

@@ -8,20 +8,20 @@ architecture, the image size and the normalisation are those of the weights;
 another --config.size resamples the positions. The head is new.
 
 Without an argument: for small sets, after DeiT's; not tuned. Try too
---config.optim.layer_decay=0.75, --config.optim.head_warmup=1ep. Hardware: any.
-Expected: no number, for any set. Run here: lr=1e-3, batch 32, 5ep (results.md).
+--config.optim.layer_decay=0.75, --config.optim.head_warmup=1ep.
+configs/finetune.py:sgd as the paper does it (table 4): SGD at 384, batch 512;
+ImageNet 20k steps, CIFAR 10k (here the default), with rates of 0.03 or 0.01.
+configs/finetune.py:layers as MAE does it (its FINETUNE.md): AdamW, rates that
+fall by 0.65 from layer to layer; of B/16 in 7 h 11.
 
-configs/finetune.py:sgd as the paper does it (arXiv 2010.11929, table 4): SGD at
-384, batch 512. Steps and rates of google-research/vision_transformer: ImageNet
-20k steps, CIFAR 10k (here the default), with rates of 0.03 or 0.01. Expected:
-  B/16 of ImageNet-21k: CIFAR-10 99.02, CIFAR-100 92.06, ImageNet-1k 84.53 %
-  (its README). Hardware: 8 GPUs. Run here: no. We differ: the rule for other
-  batches is ours (SGD: arXiv 1706.02677).
-
-configs/finetune.py:layers as MAE does it (its FINETUNE.md, arXiv 2111.06377):
-AdamW, rates that fall by 0.65 from layer to layer. Expected: B/16 83.6 % on
-  ImageNet-1k from MAE's weights. Hardware: 32 GPUs, 7 h 11. Run here: no.
-  We differ: test pictures are resized to 224, not to 256 and then cropped.
+Source: arXiv 2010.11929 for sgd (steps, rates and numbers are those of
+  google-research/vision_transformer), arXiv 2111.06377 for layers, else ours.
+Expected: without an argument no number; sgd, B/16 of ImageNet-21k: CIFAR-10
+  99.02, CIFAR-100 92.06, ImageNet-1k 84.53 %; layers, B/16 of MAE's weights:
+  ImageNet-1k 83.6 %. Hardware: 8 GPUs for sgd, 32 for layers, else any.
+Run here: no; without an argument lr=1e-3, batch 32, 5ep was (results.md).
+We differ: the rule for other batches of sgd is ours (SGD: arXiv 1706.02677);
+test pictures of layers are resized to 224, not to 256 and then cropped.
 """
 
 from vit_jax import defaults
@@ -36,8 +36,8 @@ def _sgd(config):
   config.size = 384
   config.eval_every = '1k steps'
   config.save_every = '1k steps'
-  config.recipe.update(batch_size=512, total='10k steps', scale='linear')
-  config.recipe.devices = 8
+  config.recipe.update(batch_size=512, total='10k steps', devices=8)
+  config.recipe.scale = 'linear'
 
   config.model.drop_path = 0.0
 

@@ -5,13 +5,14 @@
 
 Other hybrids by --config.model.variant: R+Ti/16, R26+S/32, R50+L/32.
 
-Expected: not known. We know of no published number of this model from scratch
-  on ImageNet-1k; trained on ImageNet-21k and fine-tuned at 384 it has 83.72 to
-  85.08 % (README of google-research/vision_transformer). Hardware: not known.
+Source: arXiv 2106.10270. Expected: not known. We know of no published number of
+  this model from scratch on ImageNet-1k; trained on ImageNet-21k and fine-tuned
+  at 384 it has 83.72 to 85.08 % (README of google-research/vision_transformer).
+  Hardware: not known.
   Run here: no; a small one is, configs/hybrid_digits.py.
-The hyper-parameters are AugReg's for ViTs (arXiv 2106.10270, whose hybrids had
-the same ones), the augmentation is big_vision's for B/16; the rule for other
-batches is ours (Adam: arXiv 2205.10287).
+The hyper-parameters are AugReg's for ViTs (whose hybrids had the same ones),
+the augmentation is big_vision's for B/16; the rule for other batches is ours
+(Adam: arXiv 2205.10287).
 """
 
 from vit_jax import defaults

@@ -6,15 +6,15 @@
 FILE: .npz or .safetensors (docs/weights.md), or the workdir of a run. The new
 head alone is trained, on the pooled features of the last block.
 
-Expected: depends on the weights; DINOv2's have 81.1 (S), 84.5 (B), 86.3 (L),
-  86.5 % (g) on ImageNet-1k by their authors' own probe (its README).
-  Hardware: 8 GPUs for the batch below. Run here: no.
-Hyper-parameters: those of DINO's eval_linear.py (arXiv 2104.14294): SGD with
-momentum, 100 epochs, 1e-3 for a batch of 256, linear in it; it recommends to
-try other rates for other weights. We differ: features of one block, not of four
-(its ViT-S), nor with the patches' mean (its ViT-B); test pictures are resized
-to 224, not to 256 and then cropped; no other statistics than those that the
-weights come with; the head starts at zero.
+Source: arXiv 2104.14294. Expected: depends on the weights; DINOv2's have 81.1
+  (S), 84.5 (B), 86.3 (L), 86.5 % (g) on ImageNet-1k by their authors' own probe
+  (its README). Hardware: 8 GPUs. Run here: no.
+Hyper-parameters: those of DINO's eval_linear.py: SGD with momentum, 100 epochs,
+1e-3 for a batch of 256, linear in it; it recommends to try other rates for
+other weights. We differ: features of one block, not of four (its ViT-S), nor
+with the patches' mean (its ViT-B); test pictures are resized to 224, not to 256
+and then cropped; no other statistics than those that the weights come with; the
+head starts at zero.
 """
 
 from vit_jax import defaults

@@ -7,7 +7,11 @@
 The first learns from the 1,437 images alone, the second from 10 labels a class.
 configs/mae_digits.py:scratch learns from these labels without the first.
 
-Expected: docs/mae.md. Hardware: 2 CPU cores, minutes. Run here: yes.
+Source: ours. Expected: eval/test/accuracy of tune 0.957 ± 0.011 (seeds 0 to 4:
+  0.958, 0.956, 0.975, 0.950, 0.947), of scratch 0.921 ± 0.025 (0.942, 0.914,
+  0.947, 0.914, 0.886), each seed with an autoencoder and labels of its own
+  (experiments/few_labels.py); eval/test/r2 of the autoencoder 0.58 to 0.59.
+  Hardware: 2 CPU cores, minutes. Run here: yes, docs/mae.md.
 """
 
 from vit_jax import defaults

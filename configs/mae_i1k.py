@@ -9,9 +9,10 @@
 The size is the argument: configs/mae_i1k.py:B (the default),
 configs/mae_i1k.py:L, configs/mae_i1k.py:H (patches of 14).
 
-Expected after 1,600 epochs and fine-tuning: B 83.6, L 85.9, H 86.9 %; by a
-  linear probe 68.0, 75.8, 76.6 % (the paper; its repository has 67.8, 76.0,
-  77.2). Hardware: 64 V100s; L takes 42 hours for 800 epochs. Run here: no.
+Source: arXiv 2111.06377. Expected after 1,600 epochs and fine-tuning: B 83.6, L
+  85.9, H 86.9 %; by a linear probe 68.0, 75.8, 76.6 % (the paper; its
+  repository has 67.8, 76.0, 77.2). Hardware: 64 V100s; L takes 42 hours for 800
+  epochs. Run here: no.
 Values of the paper's table 8: the rate is 1.5e-4 for a batch of 256, linear in
 it. We differ: the frequencies of the sine positions are those of MoCo v3's
 table (models/positions.py), each a little lower than in the authors' code, and

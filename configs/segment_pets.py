@@ -9,8 +9,9 @@ is kept. The decoder is linear, with four scores a side for each patch, so that
 outlines are finer than the patches. The border of the pets, the trimap's third
 number, is not counted.
 
-Expected: not known, no number of this trimap without its border is published.
-  Hardware: one GPU. Run here: no; two steps of it on small pictures.
+Source: ours. Expected: not known, no number of this trimap without its border
+  is published. Hardware: not known. Run here: no; two steps of it on small
+  pictures.
 """
 
 from vit_jax import defaults

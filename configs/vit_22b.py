@@ -2,8 +2,8 @@
 
   python -m vit_jax plan --config=configs/vit_22b.py --topology=v5p:8x8x8
 
-Expected: not known. Hardware: 512 v5p chips. Run here: no; docs/scaling.md has
-  its plan.
+Source: arXiv 2302.05442. Expected: not known. Hardware: 512 v5p chips, by our
+  plan (docs/scaling.md). Run here: no.
 Width 6144, depth 48, MLP 24576, 48 heads, normalised queries and keys, no
 biases of queries, keys and values, a MAP head; batch and steps are the paper's,
 and as many examples and classes as its private JFT-4B are stated. The paper's
@@ -22,7 +22,7 @@ def get_config():
   config.size = 224
   config.eval_every = '10k steps'
   config.save_every = '1k steps'
-  config.recipe.update(batch_size=65_536, total='177k steps')
+  config.recipe.update(batch_size=65_536, total='177k steps', devices=512)
   config.mesh.data = 1
   config.mesh.fsdp = -1
 

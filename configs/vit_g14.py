@@ -2,8 +2,8 @@
 
   python -m vit_jax plan --config=configs/vit_g14.py --topology=v5p:4x4x4
 
-Expected: not known. Hardware: 64 v5p chips. Run here: no; docs/scaling.md has
-  its plan.
+Source: arXiv 2106.04560. Expected: not known. Hardware: 64 v5p chips, by our
+  plan (docs/scaling.md). Run here: no.
 The paper's data, JFT-3B, are private: here it is the 14.2 million pictures of
 ImageNet-21k, as tar shards in PATH. Shape, MAP head, sigmoid loss and the
 schedule's form are the paper's; rates and length are untuned. It trains with
@@ -20,7 +20,7 @@ def get_config():
   config.size = 224
   config.eval_every = '5ep'
   config.save_every = '5k steps'
-  config.recipe.update(batch_size=4096, total='90ep')
+  config.recipe.update(batch_size=4096, total='90ep', devices=64)
   config.mesh.data = 1
   config.mesh.fsdp = -1
 

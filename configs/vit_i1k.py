@@ -7,7 +7,7 @@
 Without an argument: the baseline of configs/vit_s16_i1k.py (90 epochs, batch
 1024) without its tanh layer, for any --config.model.variant.
 
-AugReg (arXiv 2106.10270; 300 epochs, batch 4096), from no augmentation to much:
+AugReg (300 epochs, batch 4096), from no augmentation to much:
   configs/vit_i1k.py:none configs/vit_i1k.py:light1 configs/vit_i1k.py:light2
   configs/vit_i1k.py:medium1 configs/vit_i1k.py:medium2
   configs/vit_i1k.py:strong1 configs/vit_i1k.py:strong2
@@ -15,9 +15,10 @@ and configs/vit_i1k.py:medium1,drop: dropout and stochastic depth of 0.1. Weight
 decay 0.1, or --config.optim.weight_decay=0.03. big_vision takes light1 for
 Ti/16, light2 for S/32, medium2 for S/16, B/32, B/16 and L/16.
 
-Expected: AugReg S/16 78.84, B/16 79.15, B/32 74.91 % at 224 (timm's evaluation
-  of Google's weights; with which augmentation is not said). Hardware: not said.
-  Run here: no.
+Source: arXiv 2106.10270; without an argument arXiv 2205.01580. Expected: AugReg
+  S/16 78.84, B/16 79.15, B/32 74.91 % at 224 (timm's evaluation of Google's
+  weights; with which augmentation is not said). Hardware: not said. Run here:
+  no.
 We differ: the rule for other batches is ours (Adam: arXiv 2205.10287), and all
 of the training split is trained on.
 """

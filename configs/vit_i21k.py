@@ -3,7 +3,7 @@
   python -m vit_jax train --config=configs/vit_i21k.py \
     --config.data.name='tar:PATH/{split}-*.tar' --workdir=W
 
-The augmentation, from none to much (arXiv 2106.10270):
+The augmentation, from none to much:
   configs/vit_i21k.py:none configs/vit_i21k.py:light1 configs/vit_i21k.py:light2
   configs/vit_i21k.py:medium1 configs/vit_i21k.py:medium2
   configs/vit_i21k.py:strong1 configs/vit_i21k.py:strong2
@@ -12,9 +12,9 @@ Weight decay 0.1, or --config.optim.weight_decay=0.03. Sizes by
 --config.model.variant; big_vision takes none for Ti/16 and S/32, light1 for
 S/16, light2 for B/32 and B/16 (here the default), medium2 for L/16.
 
-Expected: once fine-tuned on ImageNet-1k at 224, S/16 81.40, B/16 84.53, L/16
-  85.86 % (timm's evaluation of Google's weights). Hardware: not said.
-  Run here: no.
+Source: arXiv 2106.10270. Expected: once fine-tuned on ImageNet-1k at 224, S/16
+  81.40, B/16 84.53, L/16 85.86 % (timm's evaluation of Google's weights).
+  Hardware: not said. Run here: no.
 We differ: weights of the paper have a CLS token, these a mean (big_vision); the
 rule for other batches is ours (Adam: arXiv 2205.10287). PATH holds the tar
 shards train-*.tar and test-*.tar of 21,843 classes; the count of their pictures

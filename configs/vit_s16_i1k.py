@@ -6,9 +6,9 @@
 150 or 300 epochs: configs/vit_s16_i1k.py:150, configs/vit_s16_i1k.py:300; with
 configs/vit_s16_i1k.py:90 the same as without.
 
-Expected: 76.5 % after 90 epochs, 80.0 % after 300, 78.5 % after 150 (arXiv
-  2205.01580; the last one to our memory). Hardware: 8 cores of TPU v3, 6 to 7
-  hours for 90 epochs (big_vision). Run here: no.
+Source: arXiv 2205.01580. Expected: 76.5 % after 90 epochs, 80.0 % after 300,
+  78.5 % after 150 (this one to our memory). Hardware: 8 cores of TPU v3, 6 to 7
+  hours for 90 epochs (google-research/big_vision). Run here: no.
 We differ: all of the training split is trained on, big_vision keeps back 1 %;
 the rule for other batches is ours, the paper has none (Adam: arXiv 2205.10287).
 """

@@ -1,22 +1,17 @@
-"""Configs: files, overrides, types, messages; no field that nothing reads."""
+"""Configs: files, overrides, types, messages."""
 
-import ast
 import dataclasses
-import inspect
 import itertools
 import json
 import os
 import textwrap
 import tomllib
 
-import flax.linen as nn
 import pytest
 
-from vit_jax import config, data, sharding
+from vit_jax import config
 from vit_jax.defaults import RESUMABLE, Defaults, Mesh, Recipe
 from vit_jax.errors import UserError
-from vit_jax.models import MODELS
-from vit_jax.schema import keyword_fields
 from vit_jax.setup import Setup
 
 
@@ -305,155 +300,6 @@ def test_a_file_that_is_not_there(root, file, monkeypatch):
   for name in ('', 'configs', os.devnull):
     with pytest.raises(UserError, match='no such file'):
       load(target=name)
-
-
-# --- Every field is read ---
-
-
-def _is(node, group):
-  return getattr(node, 'attr', getattr(node, 'id', '')) == group
-
-
-def reads(source, group='config'):
-  """What a module reads of a config: config.X, config['X'], f(..., 'X')."""
-  found = set()
-  for node in ast.walk(ast.parse(source)):
-    if isinstance(node, ast.Attribute) and _is(node.value, group):
-      found.add(node.attr)
-    elif isinstance(node, ast.Subscript) and _is(node.value, group):
-      found |= {getattr(node.slice, 'value', None)}
-    elif isinstance(node, ast.Call):
-      found |= {getattr(arg, 'value', None) for arg in node.args}
-  return found
-
-
-def unread(source, names):
-  """The parameters (or linen attributes) that a function or class ignores."""
-  tree = ast.parse(textwrap.dedent(source)).body[0]
-  nodes = list(ast.walk(tree))
-  loads = [n for n in nodes if isinstance(getattr(n, 'ctx', None), ast.Load)]
-  attributes = {
-    n.attr
-    for n in loads
-    if isinstance(n, ast.Attribute) and getattr(n.value, 'id', '') == 'self'
-  }
-  kept = {}  # self.X = x: x is then read where self.X is
-  for node in nodes:
-    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
-      for target in node.targets:
-        if isinstance(target, ast.Attribute):
-          kept[node.value] = target.attr
-  used = {
-    node.id
-    for node in loads
-    if isinstance(node, ast.Name)
-    and (node not in kept or kept[node] in attributes)
-  }
-  return {name for name in names if name not in used | attributes}
-
-
-def _sources(root):
-  return [
-    path.read_text()
-    for path in (root / 'vit_jax').rglob('*.py')
-    if path.name != 'defaults.py'
-  ]
-
-
-def test_every_top_level_field_is_read(root):
-  found = set().union(*map(reads, _sources(root)))
-  names = {field.name for field in dataclasses.fields(Defaults)}
-  assert names - found == set()
-  assert {field.name for field in dataclasses.fields(Mesh)} == set(
-    sharding.AXES
-  )
-  promises = {field.name for field in dataclasses.fields(Recipe)}
-  read = reads((root / 'vit_jax' / 'recipe.py').read_text(), 'recipe')
-  assert promises - read == set()
-  assert promises - reads('recipe.total', 'recipe')  # the control
-
-
-# Not by the function itself, but as config.data.X by who calls it.
-ELSEWHERE = {'workers', 'repeats', 'max_skipped'}
-
-
-def _entries():
-  for section, (table, shared) in config.SECTIONS.items():
-    for name, function in table.items():
-      yield f'{section}.{name}', function
-    if shared:
-      yield section, shared
-
-
-@pytest.mark.parametrize('where, function', list(_entries()))
-def test_every_field_of_a_group_is_read(where, function):
-  names = set(keyword_fields(function))
-  if where == 'model.vit':
-    assert {'variant', 'depth', 'pool'} <= names  # it does find them
-  if isinstance(function, type) and issubclass(function, nn.Module):
-    assert names
-  for base in getattr(function, '__mro__', ())[1:]:  # read by its own code
-    if base in MODELS.values():
-      names -= set(keyword_fields(base))
-  missing = unread(inspect.getsource(function), names)
-  assert missing - ELSEWHERE == set(), where
-
-
-def test_fields_read_elsewhere(root):
-  setup = (root / 'vit_jax' / 'setup.py').read_text()
-  found = {
-    (getattr(n.value, 'id', ''), n.attr)
-    for n in ast.walk(ast.parse(setup))
-    if isinstance(n, ast.Attribute)
-  }
-  assert {('data', name) for name in ELSEWHERE} <= found
-  split = {field.name for field in dataclasses.fields(data.Split)}
-  assert split <= {name for _, name in found}
-
-
-def test_the_checkers_would_notice():
-  source = """
-    def check(config, other):
-      for field in ('in_a_tuple',):
-        parse(f'config.{field}')
-      other.of_another
-      return config.read, self.config['subscript'], Cadence(self, 'passed')
-  """
-  found = reads(textwrap.dedent(source))
-  assert {'read', 'subscript', 'passed'} <= found
-  assert not found & {'in_a_tuple', 'of_another', 'field'}
-
-  function = """
-    def f(*, used=1, deleted=2, shadowed=3, documented=4):
-      '''documented.'''
-      del deleted
-      shadowed = 5
-      return used
-  """
-  names = ['used', 'deleted', 'shadowed', 'documented']
-  assert unread(function, names) == {'deleted', 'shadowed', 'documented'}
-
-  module = """
-    class Fake(nn.Module, kw_only=True):
-      width: int = 1
-      depth: int = 2
-
-      def __call__(self, x):
-        self.depth = 3
-        return x * self.width
-  """
-  assert unread(module, ['width', 'depth']) == {'depth'}
-
-  kept = """
-    class Fake:
-      def __init__(self, *, kept=1, dropped=2):
-        self.kept = kept
-        self.dropped = dropped
-
-      def f(self):
-        return self.kept
-  """
-  assert unread(kept, ['kept', 'dropped']) == {'dropped'}
 
 
 def test_names_and_defaults_can_be_written_to_a_file():

@@ -10,17 +10,15 @@ import sys
 import pytest
 
 import vit_jax as package
+from tests import shown
 from tests.conftest import ROOT
-from vit_jax import cli, flags
+from vit_jax import flags
 from vit_jax.data.ops import OPS
 
 PAGES = [
   'README.md',
   *(f'docs/{p.name}' for p in sorted(ROOT.glob('docs/*.md'))),
 ]
-COMMAND = re.compile(
-  r'(?:python -m vit_jax|(?:^|`) *vit-jax) ([^`\n]*)', re.MULTILINE
-)
 
 
 def blocks(text, language):
@@ -73,15 +71,7 @@ def test_links_lead_somewhere(root, page):
 @pytest.mark.parametrize('page', PAGES)
 def test_shown_commands_parse(root, page):
   """Flags, files and fields of `python -m vit_jax` and `vit-jax` exist."""
-  from vit_jax import config
-
-  text = (root / page).read_text().replace('\\\n', ' ')
-  for line in COMMAND.findall(text):
-    words = shlex.split(line.split('#')[0])
-    rest, overrides = cli._split_overrides(words)
-    args = flags.parser().parse_args(rest)
-    if args.command == 'train':
-      config.load(str(root / args.config), overrides)
+  shown.check((root / page).read_text())
 
 
 def test_every_module_is_imported():

@@ -34,8 +34,9 @@ def rate(config: Any) -> float:
   for field in ('batch_size', 'devices'):
     if recipe[field] < 0:
       raise UserError(f'config.recipe.{field} = {recipe[field]}: at least 0.')
-  if recipe.total:
-    durations.parse(recipe.total, 'config.recipe.total')
+  if recipe.total:  # of any batch and data: is it a length at all?
+    field = 'config.recipe.total'
+    durations.to_steps(recipe.total, batch_size=1, examples=1, field=field)
   if recipe.scale == 'none':
     return config.optim.lr
   if not recipe.batch_size:
@@ -80,9 +81,9 @@ def words(setup: 'Setup') -> list[str]:
   whole = steps(total, promised)
   warmup = config.optim.warmup
   rule = f"config.recipe.scale='{recipe.scale}', {_RULES[recipe.scale][1]}"
-  # Tensor parallelism has several devices look at the same images.
-  alike = mesh.shape['tensor']
-  own = promised * alike / (recipe.devices or mesh.size)
+  # Tensor parallelism has several devices look at the same images; of a recipe
+  # that promises a number of devices, no two do.
+  apart = mesh.size / mesh.shape['tensor']
   return [
     'not as the recipe has it: ' + '; '.join(differs),
     _change('learning rate', f'{setup.lr:.4g}', f'{config.optim.lr:.4g}')
@@ -95,7 +96,7 @@ def words(setup: 'Setup') -> list[str]:
     ),
     _change(
       'images a device and step',
-      f'{batch * alike / mesh.size:g}',
-      f'{own:g}',
+      f'{batch / apart:g}',
+      f'{promised / (recipe.devices or apart):g}',
     ),
   ]

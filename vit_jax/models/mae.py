@@ -147,7 +147,7 @@ class MAE(ViT, kw_only=True):
     if why:
       raise UserError(f'config.model.attention in the decoder: {why}.')
     plain = {'patch_dropout': 0.0, 'pool_norm': 'before', 'representation': 0}
-    plain |= {'distill_token': False}
+    plain |= {'distill_token': False, 'head_bias': 0.0}
     for field, value in plain.items():
       if getattr(self, field) != value:
         raise UserError(
