@@ -1,6 +1,7 @@
 """Evaluators: against scikit-learn and NumPy on the same features."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -271,7 +272,13 @@ def test_features_of_weights_for_other_classes(run, capsys, tmp_path):
     ('knn(2000)', 'the training split has 1437 examples'),
     ('fewshot(500)', 'class number 0 has'),
     ("on('imagenet_sketsh')", "Did you mean 'imagenet_sketch'"),
-    ("on('folder:nowhere')", 'nowhere'),
+    ("on('folder:nowhere')", "on('folder:nowhere'): 'folder:nowhere': no suc"),
+    ("on('imagenet_a')", "on('imagenet_a'): 'tfds:imagenet_a' is not on disk"),
+    ("on('floder:x')", "on('floder:x'): data = 'floder' is unknown. Did you m"),
+    (
+      "imagenet_c('folder:none/{corruption}/{severity}')",
+      "imagenet_c('folder:none/gaussian_noise/1'): 'folder:none/gaussian_noise",
+    ),
     ("real('none.json')", "real('none.json')"),
     ("imagenet_c('folder:x/{corruption}')", 'it has no {severity}'),
   ],
@@ -279,7 +286,8 @@ def test_features_of_weights_for_other_classes(run, capsys, tmp_path):
 def test_mistakes(run, calls, words, capsys):
   flags = [f'--workdir={run}', f'--evaluators={calls}']
   assert cli.main(['evaluate', *flags]) == 2
-  assert words in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert words in said and 'config.data' not in said
 
 
 def test_no_example_is_its_own_neighbour(run, capsys):
@@ -330,7 +338,8 @@ def test_another_set_with_some_of_the_classes(view, tmp_path):
   assert accuracy == pytest.approx((among == labels).mean())
   assert accuracy != pytest.approx((logits.argmax(1) == labels).mean())
   (tmp_path / '8').rename(tmp_path / 'eight')
-  with pytest.raises(UserError, match="'eight' is none of the model's 10"):
+  said = f"on('folder:{tmp_path}'): its class 'eight' is none of the model's 10"
+  with pytest.raises(UserError, match=re.escape(said)):
     sets.on(view, f'folder:{tmp_path}')
 
 
@@ -355,6 +364,11 @@ def test_classes_are_matched_by_name_or_all_by_number(view):
   assert sets._relabelled('x', Named(tuple('xyz')), given)._labels == [0, 1, 2]
   with pytest.raises(UserError, match="'C' is none of the model's 3"):
     sets._relabelled('x', Named(tuple('Cab')), given)
+  many = tuple(f'{number}' * 9 for number in range(10**3, 2 * 10**3))
+  near = many[-1][:-1] + 'x'
+  with pytest.raises(UserError, match=f"Did you mean '{many[-1]}'") as error:
+    sets._relabelled('x', Named((near,)), many)
+  assert many[49] in str(error.value) and many[50] not in str(error.value)
 
 
 def test_a_mistake_in_an_evaluator_costs_no_step(run, tmp_path, capsys):

@@ -107,7 +107,7 @@ class Folder:
         near = sorted(path.name for path in self._path.parent.iterdir())
       raise UserError(
         f"config.data.name = '{self.kind}:{argument}': no such folder."
-        + did_you_mean(self._path.name, near[:20])
+        + did_you_mean(self._path.name, near)
       )
     if not 0 < holdout < 1:
       raise UserError(f'config.data.holdout = {holdout}: a fraction, 0 to 1.')

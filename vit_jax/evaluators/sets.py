@@ -1,7 +1,9 @@
 """Other sets and other labels: ReaL, ImageNet-V2, -A, -R, -Sketch, -C."""
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,25 @@ class _Relabelled:
     return record | {'label': self._labels[record['label']]}
 
 
-def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
+@contextlib.contextmanager
+def _named(call: str) -> Iterator[None]:
+  """What is wrong with an evaluator's own data is told of its call.
+
+  Sources name fields of config.data, which say nothing of these data.
+  """
+  try:
+    yield
+  except UserError as error:
+    text = str(error).removeprefix('config.data.name = ')
+    text = text.replace('(config.data.data_dir)', '(TFDS_DATA_DIR)')
+    raise UserError(f'{call}: {text}') from error
+
+
+def _relabelled(call: str, source: Source, classes: tuple[str, ...]) -> Source:
   """With the number of the class of the same name.
 
-  Where not one name is the same, and there are as many: with the same number.
+  Where not one name is the same, and there are as many: with the same number,
+  which is told with the evaluator's `call`.
 
   Raises:
     UserError: a class that the model does not have.
@@ -73,20 +90,22 @@ def _relabelled(name: str, source: Source, classes: tuple[str, ...]) -> Source:
     labels = [numbers[own] for own in source.classes]
   elif len(missing) == len(source.classes) == len(classes):
     logging.warning(
-      "%s: no class is named as one of the model's: matched by number", name
+      "%s: no class is named as one of the model's: matched by number", call
     )
     labels = list(range(len(classes)))
   else:
     raise UserError(
-      f"{name}: its class {missing[0]!r} is none of the model's "
-      f'{len(classes)}.' + did_you_mean(missing[0], classes[:20])
+      f"its class {missing[0]!r} is none of the model's {len(classes)}."
+      + did_you_mean(missing[0], classes)
     )
   return _Relabelled(source, classes, labels)
 
 
-def _open(view: View, name: str, split: str, published: bool = False) -> Source:
+def _open(
+  view: View, call: str, name: str, split: str, published: bool = False
+) -> Source:
   kind, path = parse_name(name)
-  check_choice('evaluator: data', kind, SOURCES)
+  check_choice('data', kind, SOURCES)
   if not split:
     parts = [location(path) / part for part in ('train', 'val', 'test')]
     whole = kind == 'folder' and not any(part.is_dir() for part in parts)
@@ -97,7 +116,7 @@ def _open(view: View, name: str, split: str, published: bool = False) -> Source:
   if published:  # whose features are not named as the training set's may be
     fields = {k: v for k, v in fields.items() if not k.endswith('_feature')}
   source = open_split(name, split, on_error=data.on_error, **fields)
-  return _relabelled(name, source, view.setup.info.classes)
+  return _relabelled(call, source, view.setup.info.classes)
 
 
 def error_on(
@@ -124,15 +143,16 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
     data: a name of `SETS`, or as config.data.name.
     split: of the latter; '': 'test', or all of a folder of class folders.
   """
+  call = f'on({data!r})'
   name, split = SETS.get(data, (data, split))
   if ':' not in name and name not in SOURCES:
-    check_choice(
-      'on: data', data, [*SETS, *(f'{kind}:...' for kind in SOURCES)]
-    )
+    choices = [*SETS, *(f'{kind}:...' for kind in SOURCES)]
+    check_choice(f'{call}: data', data, choices)
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
   short = f'on_{short.strip("_")}'
-  source = _open(view, name, split, data in SETS)
-  return {short: 1 - error_on(view, source, short)}
+  with _named(call):
+    source = _open(view, call, name, split, data in SETS)
+    return {short: 1 - error_on(view, source, short)}
 
 
 def imagenet_c(
@@ -158,7 +178,9 @@ def imagenet_c(
   def opened(corruption, severity):
     name = data.replace('{corruption}', corruption)
     name = name.replace('{severity}', str(severity))
-    return _open(view, name, split, True)
+    call = f'imagenet_c({name!r})'
+    with _named(call):
+      return _open(view, call, name, split, True)
 
   # All are opened before the first one is evaluated: one may be missing.
   sources = {
