@@ -16,6 +16,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax import cli, config, evaluators, opening, train
+from vit_jax.data import Digits, open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluators import calibration, neighbours, probes, sets
 from vit_jax.evaluators.view import View
@@ -223,11 +224,17 @@ def test_the_command(run, capsys, tmp_path):
   assert result['linear_probe'] > result['fewshot_3'] > 0.2
   assert (tmp_path / 'p' / 'reliability.png').exists()
   kept = {p.stem: dict(np.load(p)) for p in tmp_path.rglob('*.npz')}
-  assert kept.keys() == {'knn_5', 'fewshot_3', 'linear_probe', 'on_digits'}
+  names = {'knn_5', 'fewshot_3', 'linear_probe', 'on_digits', 'classification'}
+  assert kept.keys() == names
+  result['classification'] = result['accuracy']
   for name, rows in kept.items():  # each example, once
     assert rows['record'].tolist() == list(range(360))
     share = (rows['prediction'] == rows['label']).mean()
     assert share == pytest.approx(result[name])
+    assert rows['fingerprint'] == Digits('', 'test').fingerprint
+    assert rows['split'] == ('digits' if name == 'on_digits' else 'test')
+  nll = kept['classification']['nll'].astype(float).mean()
+  assert nll == pytest.approx(result['nll'])
 
 
 def test_a_call_twice_is_kept_twice(run, capsys, tmp_path):
@@ -337,6 +344,17 @@ def test_another_set_with_some_of_the_classes(view, tmp_path):
   among = np.where(logits[:, 3] >= logits[:, 8], 3, 8)
   assert accuracy == pytest.approx((among == labels).mean())
   assert accuracy != pytest.approx((logits.argmax(1) == labels).mean())
+  keeping = View(view.setup, view.params, view.loader, tmp_path / 'kept', 'x')
+  data = f'folder:{tmp_path}'
+  shutil.rmtree(tmp_path / 'kept', ignore_errors=True)
+  other = open_split(data, 'all')
+  sets.on(keeping, data)
+  keeping.keep('own', label=labels[:0])
+  kept = {p.stem: np.load(p) for p in (tmp_path / 'kept').rglob('*.npz')}
+  own, other_rows = kept.pop('own'), kept.popitem()[1]
+  assert other_rows['fingerprint'] == other.fingerprint
+  assert own['fingerprint'] == source.fingerprint != other.fingerprint
+  shutil.rmtree(tmp_path / 'kept')
   (tmp_path / '8').rename(tmp_path / 'eight')
   said = f"on('folder:{tmp_path}'): its class 'eight' is none of the model's 10"
   with pytest.raises(UserError, match=re.escape(said)):

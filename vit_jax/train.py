@@ -134,7 +134,7 @@ def _evaluate_all(setup, path, evaluations, state, step, writers, log) -> float:
   for name, loader in evaluations.items():
     begun = time.perf_counter()
     keep = predictions(path, name) if step == setup.total else None
-    metrics = evaluate(setup, loader, state.averaged, keep)
+    metrics = evaluate(setup, loader, state.averaged, keep, name)
     line = {f'eval/{name}/{key}': value for key, value in metrics.items()}
     line[f'time/eval_{name}'] = time.perf_counter() - begun
     line['time/elapsed'] = log.elapsed
@@ -151,7 +151,7 @@ def _look(setup, path, evaluations, state, writers):
   calls = setup.config.evaluators
   for name, loader in list(evaluations.items())[: 1 if calls else 0]:
     folder = path if distributed.primary() else None
-    view = View(setup, state.averaged, loader, folder)
+    view = View(setup, state.averaged, loader, folder, name)
     found = run_all('config.evaluators', calls, view)
     line = {f'eval/{name}/{key}': value for key, value in found.items()}
     writers.write(setup.total, line)

@@ -152,6 +152,7 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
   short = f'on_{short.strip("_")}'
   with _named(call):
     source = _open(view, call, name, split, data in SETS)
+    view = view.of(source, f'{data} {split}'.rstrip())
     return {short: 1 - error_on(view, source, short)}
 
 
@@ -189,10 +190,10 @@ def imagenet_c(
   }
   errors = {}
   for corruption, five in sources.items():
-    found = [
-      error_on(view, source, f'imagenet_c_{corruption}_{severity}', whole=True)
-      for severity, source in enumerate(five, 1)
-    ]
+    found = []
+    for severity, source in enumerate(five, 1):
+      name = f'imagenet_c_{corruption}_{severity}'
+      found.append(error_on(view.of(source, name), source, name, whole=True))
     errors[corruption] = float(np.mean(found))
   relative = [error / ALEXNET[name] for name, error in errors.items()]
   named = {f'imagenet_c_{name}': error for name, error in errors.items()}
