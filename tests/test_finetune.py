@@ -212,8 +212,13 @@ def test_mistakes(pictures, file, tmp_path, capsys, flags, says):
     (['--weights=FILE', '--data=DATA', '--raw'], '--raw is for --workdir'),
     (['--weights=FILE', '--evaluators=knn(5)'], '--data=folder:PATH, which is'),
     (
-      ['--weights=FILE', '--data=DATA', '--evaluators=knn', '--keep=K'],
-      'K: the',
+      ['--weights=FILE', '--data=DATA', '--heads=2'],
+      '--heads=2: FILE is of th',
+    ),
+    (['--weights=FILE', '--data=DATA', '--patches=4x4'], '--patches=4x4: FILE'),
+    (
+      ['--weights=FILE', '--data=DATA', '--evaluators=knn', '--keep=K.npz'],
+      'K.npz: the',
     ),
   ],
 )
@@ -221,6 +226,7 @@ def test_flags_that_do_not_go_together(pictures, file, capsys, flags, says):
   names = {'FILE': str(file[0]), 'DATA': f'folder:{pictures}'}
   for name, value in names.items():
     flags = [flag.replace(f'={name}', f'={value}') for flag in flags]
+    says = says.replace(f': {name}', f': {value}')
   assert cli.main(['evaluate', *flags]) == 2
   err = capsys.readouterr().err
   assert says in err and 'Traceback' not in err

@@ -253,10 +253,17 @@ def test_files_that_cannot_be_written(runs, tmp_path, capsys):
     assert cli.main(['report', str(runs), output]) == 2
     assert message in capsys.readouterr().err
   one = runs_lib.find([runs])[0].path
-  given = ['evaluate', f'--workdir={one}', f'--keep={tmp_path / "file" / "a"}']
+  given = [
+    'evaluate',
+    f'--workdir={one}',
+    f'--keep={tmp_path / "file" / "a.npz"}',
+  ]
   assert cli.main(given) == 2
   assert 'cannot be written' in capsys.readouterr().err
   assert (tmp_path / 'file').read_text() == 'mine'
+  assert cli.main(['evaluate', f'--workdir={one}', '--keep=kept.np']) == 2
+  said = '--keep=kept.np: a name that ends in .npz'
+  assert said in capsys.readouterr().err
 
 
 def test_the_same_run_twice_is_not_two_seeds(runs, tmp_path):

@@ -30,7 +30,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, predictions
 from vit_jax.evaluators import View, run_all
 from vit_jax.log import Cadence, Log
-from vit_jax.profile import NONE, Profile, Window
+from vit_jax.profile import NONE, Profile, Window, check
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
 from vit_jax.viz import panels
@@ -71,6 +71,7 @@ def run(
   finetune.check_start(config)
   config = finetune.adopt(config, path)
   setup = Setup(config)
+  check(window, setup.total)
   distributed.check_same(
     {
       'config': json.loads(config_lib.to_json(setup.config)),
