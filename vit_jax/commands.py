@@ -5,6 +5,8 @@ What a command needs is imported when it runs, so that --help is instant.
 
 import argparse
 import json
+import os
+from pathlib import Path
 
 from vit_jax.conflicts import weights_options
 from vit_jax.errors import UserError
@@ -20,6 +22,16 @@ def _load_config(args: argparse.Namespace):
   return config.load(args.config, args.overrides)
 
 
+def _load_model(args: argparse.Namespace):
+  """A config to make a model by, which is that of config.init_from."""
+  from vit_jax import finetune
+
+  loaded = _load_config(args)
+  workdir = getattr(args, 'workdir', Path(os.devnull))
+  finetune.check_asked(loaded, workdir, args.overrides)
+  return loaded
+
+
 def _launch(args: argparse.Namespace) -> int:
   """Submits the same command, without the flags of the launch."""
   from vit_jax import finetune, workdir
@@ -27,7 +39,7 @@ def _launch(args: argparse.Namespace) -> int:
   from vit_jax.setup import Setup
 
   # A mistake ends here, not in the queue.
-  config = _load_config(args)
+  config = _load_model(args)
   finetune.check_start(config)
   config = finetune.adopt(config, args.workdir)
   Setup(config)
@@ -48,7 +60,7 @@ def _train(args: argparse.Namespace) -> int:
     raise UserError(f'--peer_timeout={args.peer_timeout:g}: at least 1 second.')
   if args.launch:
     return _launch(args)
-  config = _load_config(args)
+  config = _load_model(args)
   where = (args.coordinator, args.processes, args.process)
   if not args.distributed and where == ('', 0, -1):
     return train.run(config, args.workdir, args.stop, window)
@@ -101,7 +113,7 @@ def _plan(args: argparse.Namespace) -> int:
   from vit_jax import plan
   from vit_jax.plan import table
 
-  result = plan.run(_load_config(args), args.topology, args.search)
+  result = plan.run(_load_model(args), args.topology, args.search)
   if args.json:
     print(json.dumps(result))
   else:
@@ -116,7 +128,7 @@ def _inspect(args: argparse.Namespace) -> int:
     result = inspect_model.of_weights(args.weights, weights_options(args))
   else:
     args.overrides += [('size', str(args.size))] if args.size else []
-    result = inspect_model.of_config(_load_config(args))
+    result = inspect_model.of_config(_load_model(args))
   print(json.dumps(result) if args.json else inspect_model.text(result))
   return 0
 
