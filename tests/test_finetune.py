@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import red_and_blue
-from vit_jax import cli, finetune, opening, trees, weights, workdir
+from vit_jax import cli, finetune, opening, preview, trees, weights, workdir
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
@@ -292,6 +292,19 @@ def test_what_a_config_says_of_its_model_is_for_random_values(
     given = [f'--experiment={experiment}', f'--workdir={tmp_path / "sweep"}']
     assert cli.main(['sweep', '--dry_run', *given]) == code
   assert 'depth=3: --config.model.depth=3: the w' in capsys.readouterr().err
+
+
+def test_a_preview_is_of_what_weights_see(
+  pictures, file, tmp_path, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(preview, 'draw', lambda *args: drawn.append(args[0]))
+  flags = ['data', 'preview', '--config=configs/finetune.py']
+  flags += [f'--config.data.name=folder:{pictures}', '--config.batch_size=8']
+  flags += [f'--config.init_from={file[0]}', f'--output={tmp_path}/x.png']
+  assert cli.main(flags) == 0
+  assert drawn[0].info.size == (16, 16)
+  assert drawn[0].config.data.test.ops[-1].startswith('normalize((0.4')
 
 
 def test_a_new_head_is_for_weights(pictures, tmp_path, capsys):

@@ -216,7 +216,7 @@ def _viz(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-  from vit_jax import config, inspect_data, preview
+  from vit_jax import config, finetune, inspect_data, preview
   from vit_jax.setup import Setup
 
   if args.action == 'prepare':
@@ -225,7 +225,7 @@ def _data(args: argparse.Namespace) -> int:
     print(prepare(args.name, args.data_dir))
     return 0
   if args.action == 'preview':
-    setup = Setup(_load_config(args))
+    setup = Setup(finetune.adopt(_load_model(args), Path(os.devnull)))
     preview.draw(setup, args.split, args.batch, args.count, args.output)
     print(args.output)
     return 0

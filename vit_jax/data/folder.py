@@ -214,11 +214,15 @@ class Folder:
   def __len__(self) -> int:
     return len(self._items)
 
+  def key(self, index: int) -> str:
+    """The path of a record, which is not read."""
+    # Not by pathlib, which takes longer than all else that `[]` does.
+    return f'{self._root}/{self._items[index][0]}'
+
   def __getitem__(self, index: int) -> Record:
-    item = self._items[index]
-    found = self._cache[index] if self._cache else self._read(item)
+    cached = self._cache
+    found = cached[index] if cached else self._read(self._items[index])
     if isinstance(found, BadRecord):
       raise found
     image, label = found
-    # Not by pathlib, which takes longer than all else that is done here.
-    return {'image': image, 'label': label, 'key': f'{self._root}/{item[0]}'}
+    return {'image': image, 'label': label, 'key': self.key(index)}

@@ -32,7 +32,8 @@ class Source(Protocol):
 
   Optional: `masks`, True where a label is a mask, and `classes` are those of
   pixels; `parts`, see mixture.py; `broken`, messages of the records that were
-  found damaged when the source was opened. A record that cannot be read raises
+  found damaged when the source was opened; `key(index)`, a record's key where
+  that is known without reading it. A record that cannot be read raises
   BadRecord. Several threads read at once.
   """
 

@@ -174,17 +174,27 @@ class Tar:
   def __len__(self) -> int:
     return len(self._order)
 
-  def __getitem__(self, index: int) -> Record:
+  def _find(self, index: int) -> tuple[str, dict[str, np.ndarray], int]:
+    """The shard of a record, the shard's index, and its row there."""
     number = int(self._order[index])
     which = int(np.searchsorted(self._starts, number, side='right')) - 1
-    shard, at = self._shards[which], number - int(self._starts[which])
-    rows = self._indices[which]
+    at = number - int(self._starts[which])
+    return self._shards[which], self._indices[which], at
+
+  def key(self, index: int) -> str:
+    """Shard and name of a record, which is not read."""
+    shard, rows, at = self._find(index)
+    return f'{shard}: {rows["name"][at].decode()}'
+
+  def __getitem__(self, index: int) -> Record:
+    shard, rows, at = self._find(index)
     start, size = int(rows['offset'][at]), int(rows['size'][at])
-    key = f'{shard}: {rows["name"][at].decode()}'
+    key = self.key(index)
     try:
       image = self._fs.cat_file(shard, start=start, end=start + size)
     except OSError as error:
       raise BadRecord(f'{key} cannot be read: {error}.') from error
     if len(image) != size:
       raise BadRecord(f'{key} is cut short: {len(image)} of {size} bytes.')
-    return {'image': image, 'label': int(self._labels[number]), 'key': key}
+    label = int(self._labels[self._order[index]])
+    return {'image': image, 'label': label, 'key': key}

@@ -227,11 +227,12 @@ def real(view: View, file: str) -> dict[str, float]:
       f'real({file!r}) has labels up to {most}, the model {count} classes.'
     )
   rows, source = view.outputs, view.loader.source
+  key_of = getattr(source, 'key', lambda record: source[record]['key'])
   hits, kept = [], []
   for record, prediction in zip(
     rows['record'], rows['prediction'], strict=True
   ):
-    key = source[int(record)]['key']
+    key = key_of(int(record))
     number = re.search(r'val_0*(\d+)', key)
     if number is None or int(number[1]) > len(labels):
       raise UserError(
