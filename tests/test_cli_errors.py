@@ -180,6 +180,49 @@ def test_config_files(fails, tmp_path, name, text, says):
       'evaluate takes no --conf',
     ),
     (['evaluate', '--workdir=W', '--step=x'], "invalid int value: 'x'"),
+    (
+      ['evaluate', '--workdir=W', '--pictures=P'],
+      '--pictures=P is for what --',
+    ),
+    (
+      ['evaluate', '--workdir=W', '--pictures=P', '--evaluators= ,'],
+      '--pictures=P is for what --evaluators draw',
+    ),
+    (
+      ['evaluate', '--workdir=W', '--keep=k'],
+      '--keep=k: a name that ends in .',
+    ),
+    (
+      ['report', '--diff', 'A', 'B', '--output=X'],
+      '--output=X is for the page',
+    ),
+    (['report', 'A', '--json'], '--json is for --diff'),
+    (
+      ['train', '--workdir=W', DIGITS, '--peer_timeout=9'],
+      '--peer_timeout=9 is',
+    ),
+    (
+      ['data', 'check', '--data=digits', '--config.data.name=digits'],
+      '--data and --config.data.name are one',
+    ),
+    (
+      ['data', 'prepare', 'tfds:x', '--config.seed=1'],
+      '--config.seed is for data check',
+    ),
+    (
+      ['inspect', DIGITS, '--size=8', '--config.size=9'],
+      '--size and --config.s',
+    ),
+    (
+      ['sweep', '--workdir=W', '--storage=sqlite']
+      + ['--experiment=experiments/depth_or_width.py'],
+      '--storage=sqlite is for the trials of a search; experiments/depth_or_wi',
+    ),
+    (
+      ['train', '--workdir=W', DIGITS, '--profile=3:9']
+      + ['--config.total=8 steps'],
+      '--profile=3:9: the run has 8 steps',
+    ),
     (['predict', '--workdir=W'], 'arguments are required: IMAGE'),
     (['trian', '--workdir=W'], "invalid choice: 'trian' (choose from 'train'"),
     (['--wrong'], '--wrong is not a flag of vit_jax.'),

@@ -1,6 +1,7 @@
 """Evaluators: against scikit-learn and NumPy on the same features."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax import cli, config, evaluators, opening, train
+from vit_jax.data import Digits, open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluators import calibration, neighbours, probes, sets
 from vit_jax.evaluators.view import View
@@ -222,11 +224,17 @@ def test_the_command(run, capsys, tmp_path):
   assert result['linear_probe'] > result['fewshot_3'] > 0.2
   assert (tmp_path / 'p' / 'reliability.png').exists()
   kept = {p.stem: dict(np.load(p)) for p in tmp_path.rglob('*.npz')}
-  assert kept.keys() == {'knn_5', 'fewshot_3', 'linear_probe', 'on_digits'}
+  names = {'knn_5', 'fewshot_3', 'linear_probe', 'on_digits', 'classification'}
+  assert kept.keys() == names
+  result['classification'] = result['accuracy']
   for name, rows in kept.items():  # each example, once
     assert rows['record'].tolist() == list(range(360))
     share = (rows['prediction'] == rows['label']).mean()
     assert share == pytest.approx(result[name])
+    assert rows['fingerprint'] == Digits('', 'test').fingerprint
+    assert rows['split'] == ('digits' if name == 'on_digits' else 'test')
+  nll = kept['classification']['nll'].astype(float).mean()
+  assert nll == pytest.approx(result['nll'])
 
 
 def test_a_call_twice_is_kept_twice(run, capsys, tmp_path):
@@ -271,7 +279,13 @@ def test_features_of_weights_for_other_classes(run, capsys, tmp_path):
     ('knn(2000)', 'the training split has 1437 examples'),
     ('fewshot(500)', 'class number 0 has'),
     ("on('imagenet_sketsh')", "Did you mean 'imagenet_sketch'"),
-    ("on('folder:nowhere')", 'nowhere'),
+    ("on('folder:nowhere')", "on('folder:nowhere'): 'folder:nowhere': no suc"),
+    ("on('imagenet_a')", "on('imagenet_a'): 'tfds:imagenet_a' is not on disk"),
+    ("on('floder:x')", "on('floder:x'): data = 'floder' is unknown. Did you m"),
+    (
+      "imagenet_c('folder:none/{corruption}/{severity}')",
+      "imagenet_c('folder:none/gaussian_noise/1'): 'folder:none/gaussian_noise",
+    ),
     ("real('none.json')", "real('none.json')"),
     ("imagenet_c('folder:x/{corruption}')", 'it has no {severity}'),
   ],
@@ -279,7 +293,8 @@ def test_features_of_weights_for_other_classes(run, capsys, tmp_path):
 def test_mistakes(run, calls, words, capsys):
   flags = [f'--workdir={run}', f'--evaluators={calls}']
   assert cli.main(['evaluate', *flags]) == 2
-  assert words in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert words in said and 'config.data' not in said
 
 
 def test_nothing_is_tested_on_what_it_learns_from(run, view, capsys):
@@ -336,8 +351,20 @@ def test_another_set_with_some_of_the_classes(view, tmp_path):
   among = np.where(logits[:, 3] >= logits[:, 8], 3, 8)
   assert accuracy == pytest.approx((among == labels).mean())
   assert accuracy != pytest.approx((logits.argmax(1) == labels).mean())
+  keeping = View(view.setup, view.params, view.loader, tmp_path / 'kept', 'x')
+  data = f'folder:{tmp_path}'
+  shutil.rmtree(tmp_path / 'kept', ignore_errors=True)
+  other = open_split(data, 'all')
+  sets.on(keeping, data)
+  keeping.keep('own', label=labels[:0])
+  kept = {p.stem: np.load(p) for p in (tmp_path / 'kept').rglob('*.npz')}
+  own, other_rows = kept.pop('own'), kept.popitem()[1]
+  assert other_rows['fingerprint'] == other.fingerprint
+  assert own['fingerprint'] == source.fingerprint != other.fingerprint
+  shutil.rmtree(tmp_path / 'kept')
   (tmp_path / '8').rename(tmp_path / 'eight')
-  with pytest.raises(UserError, match="'eight' is none of the model's 10"):
+  said = f"on('folder:{tmp_path}'): its class 'eight' is none of the model's 10"
+  with pytest.raises(UserError, match=re.escape(said)):
     sets.on(view, f'folder:{tmp_path}')
 
 
@@ -381,6 +408,11 @@ def test_classes_are_matched_by_name_or_all_by_number(view):
   assert sets._relabelled('x', Named(tuple('xyz')), given).answers == [0, 1, 2]
   with pytest.raises(UserError, match="'C' is none of the model's 3"):
     sets._relabelled('x', Named(tuple('Cab')), given)
+  many = tuple(f'{number}' * 9 for number in range(10**3, 2 * 10**3))
+  near = many[-1][:-1] + 'x'
+  with pytest.raises(UserError, match=f"Did you mean '{many[-1]}'") as error:
+    sets._relabelled('x', Named((near,)), many)
+  assert many[49] in str(error.value) and many[50] not in str(error.value)
 
 
 def test_a_mistake_in_an_evaluator_costs_no_step(run, tmp_path, capsys):
@@ -447,9 +479,15 @@ def test_labels_of_real(view, tmp_path, monkeypatch):
   source = view.loader.source
   keys = [f'x/ILSVRC2012_val_{i + 1:08}.JPEG' for i in range(len(source))]
 
-  class Named:
+  class Named:  # as tfds: the name of the file is in the record alone
+    classes, size, channels = source.classes, source.size, source.channels
+    fingerprint = ''
+
     def __len__(self):
       return len(source)
+
+    def key(self, index):
+      return f'imagenet2012 validation[{index}]'
 
     def __getitem__(self, index):
       return source[index] | {'key': keys[index]}
@@ -463,7 +501,12 @@ def test_labels_of_real(view, tmp_path, monkeypatch):
   file = tmp_path / 'real.json'
   file.write_text(json.dumps(labels))
   n = len(labels)
-  assert sets.real(named, str(file)) == {'real': (n - 2) / (n - 1)}
+  expected = {'real': (n - 2) / (n - 1)}
+  assert sets.real(named, str(file)) == expected
+  with monkeypatch.context() as patch:  # whose keys need no reading
+    patch.setattr(Named, 'key', lambda _, i: keys[i], raising=False)
+    patch.delattr(Named, '__getitem__')
+    assert sets.real(named, str(file)) == expected
   keys[5] = 'a.png'
   with pytest.raises(UserError, match='a.png is no picture of the validation'):
     sets.real(named, str(file))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import red_and_blue
-from vit_jax import cli, finetune, opening, trees, weights, workdir
+from vit_jax import cli, finetune, opening, preview, trees, weights, workdir
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.models.vit import ViT
@@ -212,8 +212,13 @@ def test_mistakes(pictures, file, tmp_path, capsys, flags, says):
     (['--weights=FILE', '--data=DATA', '--raw'], '--raw is for --workdir'),
     (['--weights=FILE', '--evaluators=knn(5)'], '--data=folder:PATH, which is'),
     (
-      ['--weights=FILE', '--data=DATA', '--evaluators=knn', '--keep=K'],
-      'K: the',
+      ['--weights=FILE', '--data=DATA', '--heads=2'],
+      '--heads=2: FILE is of th',
+    ),
+    (['--weights=FILE', '--data=DATA', '--patches=4x4'], '--patches=4x4: FILE'),
+    (
+      ['--weights=FILE', '--data=DATA', '--evaluators=knn', '--keep=K.npz'],
+      'K.npz: the',
     ),
   ],
 )
@@ -221,9 +226,85 @@ def test_flags_that_do_not_go_together(pictures, file, capsys, flags, says):
   names = {'FILE': str(file[0]), 'DATA': f'folder:{pictures}'}
   for name, value in names.items():
     flags = [flag.replace(f'={name}', f'={value}') for flag in flags]
+    says = says.replace(f': {name}', f': {value}')
   assert cli.main(['evaluate', *flags]) == 2
   err = capsys.readouterr().err
   assert says in err and 'Traceback' not in err
+
+
+@pytest.mark.parametrize(
+  'flags, says',
+  [
+    (['depth=3'], 'depth=3: the weights of config.init_from = '),
+    (['depth=3'], 'have 2, which stays'),
+    (['heads=4', 'depth=2'], 'heads=4: '),
+    (['hidden=32'], 'have 64, which stays'),
+    (['gelu=exact'], "have 'tanh', which stays"),
+    (['registers=0'], 'registers=0: '),
+    (['variant=S/2'], "have 'S/4' (width 16, depth 2, hidden 64, heads 2)"),
+    (['variant=B/4'], 'variant=B/4: '),
+    (['channels=1'], '--config.channels=1: '),
+    # As they are, in these words or in others; or not theirs to say.
+    (['depth=2', 'hidden=64', 'width=16', 'gelu=tanh', 'variant=S/4'], ''),
+    (['variant=Ti/4', 'width=16', 'depth=2', 'heads=2', 'channels=3'], ''),
+    (['dropout=0.1', 'drop_path=0.1', 'patch_dropout=0.5', 'channels=0'], ''),
+    (['dtype=bfloat16', 'attention=xla', 'remat=full', 'unroll=2'], ''),
+    (['head_bias=-3.0'], ''),
+  ],
+)
+def test_what_is_asked_of_weights(
+  pictures, file, flags, says, tmp_path, capsys
+):
+  flags = [flag if 'channels' in flag else f'model.{flag}' for flag in flags]
+  code = command(
+    pictures,
+    file[0],
+    tmp_path / 'run',
+    *(f'--config.{flag}' for flag in flags),
+    *(['--config.total=0 steps'] if not says else []),
+  )
+  err = capsys.readouterr().err
+  assert code == 2 and not (tmp_path / 'run' / 'config.json').exists()
+  assert (says or "config.total = '0 steps': no steps") in err
+
+
+def test_what_a_config_says_of_its_model_is_for_random_values(
+  pictures, file, tmp_path, capsys
+):
+  """It is not what was asked for; a field of a sweep's point is."""
+  start = [('init_from', str(file[0])), ('data.name', f'folder:{pictures}')]
+  depth = [('model.depth', '7')]
+  path = tmp_path / 'c.json'
+  loaded = config_lib.load('configs/finetune.py', depth + start)
+  path.write_text(config_lib.to_json(loaded))
+  flags = ['inspect', f'--config={path}', '--config.model.dropout=0.1']
+  assert cli.main([*flags, '--json']) == 0
+  assert json.loads(capsys.readouterr().out)['model']['depth'] == 2
+  assert cli.main([*flags, '--config.model.depth=7']) == 2
+  assert '--config.model.depth=7: the weights' in capsys.readouterr().err
+  experiment = tmp_path / 'e.py'
+  for points, code in (("{'model.depth': (3, 4)}", 2), ("{'seed': (3, 4)}", 0)):
+    experiment.write_text(
+      'from vit_jax.sweeps import grid\n'
+      f'CONFIG = {str(path)!r}\n'
+      f'def sweep():\n  return grid({points})\n'
+    )
+    given = [f'--experiment={experiment}', f'--workdir={tmp_path / "sweep"}']
+    assert cli.main(['sweep', '--dry_run', *given]) == code
+  assert 'depth=3: --config.model.depth=3: the w' in capsys.readouterr().err
+
+
+def test_a_preview_is_of_what_weights_see(
+  pictures, file, tmp_path, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(preview, 'draw', lambda *args: drawn.append(args[0]))
+  flags = ['data', 'preview', '--config=configs/finetune.py']
+  flags += [f'--config.data.name=folder:{pictures}', '--config.batch_size=8']
+  flags += [f'--config.init_from={file[0]}', f'--output={tmp_path}/x.png']
+  assert cli.main(flags) == 0
+  assert drawn[0].info.size == (16, 16)
+  assert drawn[0].config.data.test.ops[-1].startswith('normalize((0.4')
 
 
 def test_a_new_head_is_for_weights(pictures, tmp_path, capsys):

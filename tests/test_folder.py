@@ -52,6 +52,7 @@ def names(source):
   """Paths of a split relative to their root, in order."""
   root = source._root
   keys = [source[i]['key'] for i in range(len(source))]
+  assert keys == [source.key(i) for i in range(len(source))]
   return [key.removeprefix(f'{root}/') for key in keys]
 
 

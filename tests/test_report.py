@@ -9,6 +9,7 @@ import pytest
 
 from tests import browser
 from vit_jax import cli, config, evaluate, opening, train, writers
+from vit_jax.data import Digits
 from vit_jax.report import bootstrap, page
 from vit_jax.report import runs as runs_lib
 
@@ -94,6 +95,9 @@ def test_evaluate_keeps_them_too(runs, tmp_path, capsys):
     assert again.keys() == kept.keys()
     assert (again['prediction'] == kept['prediction']).all()
     assert np.allclose(again['loss'], kept['loss'], rtol=1e-5)
+    for rows in (again, kept):
+      assert rows['fingerprint'] == Digits('', 'test').fingerprint
+      assert rows['split'] == 'test'
 
 
 def test_records_that_cannot_be_read_are_left_out(runs, tmp_path, monkeypatch):
@@ -180,7 +184,26 @@ def test_sentences(runs, tmp_path):
   (one, other) = (tmp_path / name for name in ('one', 'other'))
   for path, group in ((one, groups[0]), (other, groups[1])):
     shutil.copytree(group.runs[0].path, path)
-  (other / 'predictions' / 'test.npz').unlink()
+
+  def changed(**values):
+    file = other / 'predictions' / 'test.npz'
+    with np.load(file) as kept:
+      rows = {k: v for k, v in kept.items() if k not in values}
+    np.savez(file, **rows | {k: v for k, v in values.items() if v})
+    found = runs_lib.grouped(runs_lib.find([one, other]))
+    return bootstrap.sentence(*found, 2)
+
+  assert 'Warning' not in changed(split='other')
+  files = [path / 'predictions' / 'test.npz' for path in (one, other)]
+  text = changed(fingerprint='xyz')
+  assert text.endswith(f"{files[1]} of 'other' (xyz): not the same examples.")
+  assert str(files[0]) in text and 'noise' not in text
+  text = changed(fingerprint='')
+  assert 'is beyond noise' in text
+  assert text.endswith(
+    f'Warning: {files[1]} does not tell its examples: taken for the same ones.'
+  )
+  files[1].unlink()
   text = bootstrap.sentence(*runs_lib.grouped(runs_lib.find([one, other])), 2)
   assert 'not compared example by example' in text
 
@@ -230,10 +253,17 @@ def test_files_that_cannot_be_written(runs, tmp_path, capsys):
     assert cli.main(['report', str(runs), output]) == 2
     assert message in capsys.readouterr().err
   one = runs_lib.find([runs])[0].path
-  given = ['evaluate', f'--workdir={one}', f'--keep={tmp_path / "file" / "a"}']
+  given = [
+    'evaluate',
+    f'--workdir={one}',
+    f'--keep={tmp_path / "file" / "a.npz"}',
+  ]
   assert cli.main(given) == 2
   assert 'cannot be written' in capsys.readouterr().err
   assert (tmp_path / 'file').read_text() == 'mine'
+  assert cli.main(['evaluate', f'--workdir={one}', '--keep=kept.np']) == 2
+  said = '--keep=kept.np: a name that ends in .npz'
+  assert said in capsys.readouterr().err
 
 
 def test_the_same_run_twice_is_not_two_seeds(runs, tmp_path):
@@ -379,6 +409,30 @@ def test_two_files_of_predictions(tmp_path, capsys):
   assert 'b.npz cannot be read' in refused(b)
   assert 'none.npz cannot be read' in refused(tmp_path / 'none.npz')
   assert 'two runs, or two files' in refused(tmp_path)
+
+
+def test_files_of_other_examples(tmp_path, capsys):
+  """As many with the same labels may still be others."""
+  files = [tmp_path / 'a.npz', tmp_path / 'b.npz']
+  rows = {'record': np.arange(9), 'accuracy': np.arange(9) > 3}
+
+  def diff(one, other):
+    for file, fingerprint in zip(files, (one, other), strict=True):
+      told = (
+        {'fingerprint': fingerprint, 'split': 'test'} if fingerprint else {}
+      )
+      np.savez(file, **rows, **told)
+    code = cli.main(['report', '--diff', *map(str, files)])
+    return code, ''.join(capsys.readouterr())
+
+  code, said = diff('one', 'two')
+  assert code == 2 and 'not the same examples' in said
+  assert all(str(file) in said for file in files)
+  code, said = diff('one', 'one')
+  assert code == 0 and 'warning' not in said
+  for one, other, file in (('one', '', files[1]), ('', 'one', files[0])):
+    code, said = diff(one, other)
+    assert code == 0 and f'warning: {file} does not tell its examples' in said
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ def values(source):
     record = source[i]
     value = np.asarray(Image.open(io.BytesIO(record['image'])))[0, 0, 0]
     assert record['label'] == value % 3 and f'{value:04}' in record['key']
+    assert source.key(i) == record['key']
     found.append(int(value))
   return found
 

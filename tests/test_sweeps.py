@@ -183,6 +183,16 @@ def test_mistakes_of_flags(write, flags, words, tmp_path, capsys):
   assert words in capsys.readouterr().err
 
 
+def test_a_dry_run_takes_the_flags_of_the_real_one(write, tmp_path, capsys):
+  file = write("grid({'optim.lr': (1e-3, 1e-2)})")
+  given = [f'--experiment={file}', f'--workdir={tmp_path / "sweep"}']
+  given += ['--dry_run', '--gpus_per_node=2']
+  assert cli.main(['sweep', *given, '--launch=slurm']) == 0
+  assert 'lr=0.001' in capsys.readouterr().out
+  assert cli.main(['sweep', *given]) == 2  # the control
+  assert not list(tmp_path.glob('sweep/*'))
+
+
 def test_fixed_fields_that_are_none(write, tmp_path, capsys):
   file = write("grid({'seed': (1, 2)})", head="FIXED = ['total']")
   given = [f'--experiment={file}', f'--workdir={tmp_path / "sweep"}']

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vit_jax import flags
+from vit_jax import conflicts, flags
 from vit_jax.commands import COMMANDS
 from vit_jax.errors import UserError, check_output
 from vit_jax.signals import Stop
@@ -60,12 +60,14 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
     return 0
   if overrides and args.command not in _CONFIGURED:
     raise UserError(f'{args.command} takes no --config.{overrides[0][0]}')
+  args.overrides, args.stop = overrides, stop
+  conflicts.check(args)
   for name in ('output', 'keep', 'pictures'):
     if path := getattr(args, name, None):
-      suffix = {'report': '.html', 'data': '.png'}.get(args.command, '')
+      suffixes = {'report': '.html', 'data': '.png', 'evaluate': '.npz'}
+      suffix = suffixes.get(args.command, '')
       folder = args.command in ('viz', 'predict') or name == 'pictures'
       check_output(f'--{name}', path, folder, suffix)
-  args.overrides, args.stop = overrides, stop
   if args.command in ('train', 'sweep'):
     stop.catch()  # before slow imports
   _cache_compilations()

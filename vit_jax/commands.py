@@ -5,7 +5,10 @@ What a command needs is imported when it runs, so that --help is instant.
 
 import argparse
 import json
+import os
+from pathlib import Path
 
+from vit_jax.conflicts import weights_options
 from vit_jax.errors import UserError
 
 
@@ -19,6 +22,16 @@ def _load_config(args: argparse.Namespace):
   return config.load(args.config, args.overrides)
 
 
+def _load_model(args: argparse.Namespace):
+  """A config to make a model by, which is that of config.init_from."""
+  from vit_jax import finetune
+
+  loaded = _load_config(args)
+  workdir = getattr(args, 'workdir', Path(os.devnull))
+  finetune.check_asked(loaded, workdir, args.overrides)
+  return loaded
+
+
 def _launch(args: argparse.Namespace) -> int:
   """Submits the same command, without the flags of the launch."""
   from vit_jax import finetune, workdir
@@ -26,7 +39,7 @@ def _launch(args: argparse.Namespace) -> int:
   from vit_jax.setup import Setup
 
   # A mistake ends here, not in the queue.
-  config = _load_config(args)
+  config = _load_model(args)
   finetune.check_start(config)
   config = finetune.adopt(config, args.workdir)
   Setup(config)
@@ -39,14 +52,6 @@ def _launch(args: argparse.Namespace) -> int:
   return 0
 
 
-def _refuse_slurm(args: argparse.Namespace):
-  """Raises UserError if a flag of Slurm was given to a command run here."""
-  for name in ('nodes', 'gpus_per_node', 'tasks_per_node', 'slurm'):
-    default = args.parser.get_default(name)
-    if getattr(args, name, default) != default:
-      raise UserError(f'--{name} is for --launch=slurm.')
-
-
 def _train(args: argparse.Namespace) -> int:
   from vit_jax import distributed, profile, train
 
@@ -55,8 +60,7 @@ def _train(args: argparse.Namespace) -> int:
     raise UserError(f'--peer_timeout={args.peer_timeout:g}: at least 1 second.')
   if args.launch:
     return _launch(args)
-  _refuse_slurm(args)
-  config = _load_config(args)
+  config = _load_model(args)
   where = (args.coordinator, args.processes, args.process)
   if not args.distributed and where == ('', 0, -1):
     return train.run(config, args.workdir, args.stop, window)
@@ -69,7 +73,6 @@ def _sweep(args: argparse.Namespace) -> int:
   from vit_jax.sweeps import run
 
   if args.launch == 'local' or args.dry_run:
-    _refuse_slurm(args)
     return run.run(args, args.overrides, args.stop)
   run.check(args, args.overrides)
   path = find_file('--experiment', str(args.experiment), 'experiments')
@@ -87,40 +90,22 @@ def _open(args: argparse.Namespace, headless: bool = False):
   """(setup, parameters, what they are of) by --workdir or --weights."""
   from vit_jax import opening
 
-  if (args.workdir is None) == (args.weights is None):
-    raise UserError('give either --workdir=DIR or --weights=FILE')
-  data, options = getattr(args, 'data', None), _options(args)
   if args.workdir:
-    if data:
-      raise UserError(
-        f'--data={data} is for --weights=FILE; a run is evaluated on its own '
-        f'data, on others by --evaluators="on({data!r})".'
-      )
-    if options:
-      raise UserError(f'--{min(options)} is for --weights=FILE, not a run.')
     setup, step, params = opening.load_run(args.workdir, args.step, args.raw)
     return setup, params, {'step': step}
-  for flag, given in (('step', args.step is not None), ('raw', args.raw)):
-    if given:
-      raise UserError(f'--{flag} is for --workdir=DIR; a file has one state.')
+  data = getattr(args, 'data', None)
   split = getattr(args, 'split', '') or 'test'
   setup, params = opening.open_weights(
-    args.weights, data, options, headless, split
+    args.weights, data, weights_options(args), headless, split
   )
   return setup, params, {'weights': str(args.weights)}
-
-
-def _options(args: argparse.Namespace) -> dict:
-  """Options of weights.load that were given."""
-  names = ('heads', 'patches', 'size', 'patch', 'architecture')
-  values = {name: getattr(args, name) for name in names}
-  return {name: value for name, value in values.items() if value}
 
 
 def _convert(args: argparse.Namespace) -> int:
   from vit_jax import opening
 
-  print(opening.convert(args.source, args.to, args.format, _options(args)))
+  options = weights_options(args)
+  print(opening.convert(args.source, args.to, args.format, options))
   return 0
 
 
@@ -128,7 +113,7 @@ def _plan(args: argparse.Namespace) -> int:
   from vit_jax import plan
   from vit_jax.plan import table
 
-  result = plan.run(_load_config(args), args.topology, args.search)
+  result = plan.run(_load_model(args), args.topology, args.search)
   if args.json:
     print(json.dumps(result))
   else:
@@ -140,17 +125,10 @@ def _inspect(args: argparse.Namespace) -> int:
   from vit_jax import inspect_model
 
   if args.weights and args.config is None:
-    if args.overrides:
-      raise UserError('--config.FIELD is for --config=FILE, not --weights')
-    result = inspect_model.of_weights(args.weights, _options(args))
+    result = inspect_model.of_weights(args.weights, weights_options(args))
   else:
-    options = _options(args)
-    size = options.pop('size', None)
-    if args.weights or options:
-      flag = '--weights' if args.weights else f'--{min(options)}'
-      raise UserError(f'{flag} is not for a config: leave one of them out')
-    args.overrides += [('size', str(size))] if size else []
-    result = inspect_model.of_config(_load_config(args))
+    args.overrides += [('size', str(args.size))] if args.size else []
+    result = inspect_model.of_config(_load_model(args))
   print(json.dumps(result) if args.json else inspect_model.text(result))
   return 0
 
@@ -158,11 +136,6 @@ def _inspect(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
   from vit_jax import evaluate, evaluators
 
-  if args.weights and not args.data:
-    raise UserError(
-      f'--weights={args.weights} is evaluated on --data=folder:PATH, which is '
-      'missing.'
-    )
   calls = evaluators.split_calls(args.evaluators)
   evaluators.check('--evaluators', calls)
   features = {name for name, _ in evaluators.check('', calls)}
@@ -225,8 +198,6 @@ def _report(args: argparse.Namespace) -> int:
       found, text = diff.diff(*args.runs), diff.text
     print(json.dumps(found) if args.json else text(*args.runs, found))
     return 0
-  if args.json:
-    raise UserError('--json is for --diff.')
   text, path = report.run(args.runs, args.output)
   print(text)
   print(path)
@@ -236,8 +207,6 @@ def _report(args: argparse.Namespace) -> int:
 def _viz(args: argparse.Namespace) -> int:
   from vit_jax.viz import inside
 
-  if args.weights and not args.images:
-    raise UserError('viz --weights=FILE needs pictures: viz ... IMAGE')
   setup, params, source = _open(args, headless=True)
   title = ', '.join([str(args.workdir or args.weights), *map(str, args.images)])
   if 'step' in source:
@@ -247,7 +216,7 @@ def _viz(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-  from vit_jax import config, inspect_data, preview
+  from vit_jax import config, finetune, inspect_data, preview
   from vit_jax.setup import Setup
 
   if args.action == 'prepare':
@@ -256,7 +225,7 @@ def _data(args: argparse.Namespace) -> int:
     print(prepare(args.name, args.data_dir))
     return 0
   if args.action == 'preview':
-    setup = Setup(_load_config(args))
+    setup = Setup(finetune.adopt(_load_model(args), Path(os.devnull)))
     preview.draw(setup, args.split, args.batch, args.count, args.output)
     print(args.output)
     return 0

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+_LISTED = 50  # choices; the nearest is looked for among all of them
+
 
 class UserError(Exception):
   """A mistake of the user's; the command line exits 2 with its message."""
@@ -15,12 +17,13 @@ class BadRecord(UserError):
 
 
 def did_you_mean(value: object, choices: Iterable[object]) -> str:
-  """The nearest valid choice and the whole list, as the end of a message."""
+  """The nearest valid choice and a list of them, as the end of a message."""
   names = [str(choice) for choice in choices]
   folded = {name.casefold(): name for name in names}
   near = difflib.get_close_matches(str(value).casefold(), folded, 1, 0.5)
   hint = f' Did you mean {folded[near[0]]!r}?' if near else ''
-  return f'{hint} Choices: {", ".join(names)}.' if names else ''
+  listed = names[:_LISTED] + ['...'] * (len(names) > _LISTED)
+  return f'{hint} Choices: {", ".join(listed)}.' if names else ''
 
 
 def check_choice(field: str, value: object, choices: Iterable[object]) -> None:

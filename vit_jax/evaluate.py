@@ -15,7 +15,11 @@ from vit_jax.setup import Setup
 
 
 def evaluate(
-  setup: Setup, loader: Loader, params: Any, keep: Path | None = None
+  setup: Setup,
+  loader: Loader,
+  params: Any,
+  keep: Path | None = None,
+  split: str = '',
 ) -> dict[str, float]:
   """The task's metrics over a split, each example counted once; and `count`.
 
@@ -23,6 +27,7 @@ def evaluate(
     setup, loader, params: of what, on what.
     keep: a file to write what each example has to: NumPy's .npz of `record`,
       its number in the split, `label`, `prediction`, and the metrics.
+    split: what the split is called, kept in the file.
   """
   totals: dict[str, Any] = {}
   pending: list[Any] = []  # sums of the last batch, fetched during the next
@@ -41,7 +46,7 @@ def evaluate(
     return values
 
   if keep:
-    write_rows(keep, collect(loader, step))
+    write_rows(keep, collect(loader, step), loader.source, split)
   else:
     for batch in loader.evaluate():
       step(batch)
@@ -95,6 +100,6 @@ def run(
   with jax.set_mesh(setup.mesh):
     result = {'split': name}
     if heads:
-      result |= evaluate(setup, loader, params, keep)
-    view = View(setup, params, loader, pictures)
+      result |= evaluate(setup, loader, params, keep, name)
+    view = View(setup, params, loader, pictures, name)
     return result | run_all('--evaluators', evaluators, view)

@@ -5,6 +5,7 @@ not part of it (`TRAINING`). What is found is written into the config before the
 run starts, so that its config.json stands by itself.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vit_jax import models, origin, trees, weights
 from vit_jax.errors import UserError
 from vit_jax.models.mae import MAE
 from vit_jax.models.segmenter import READING, trunk
+from vit_jax.models.variants import parse
 from vit_jax.models.vit import ViT
 from vit_jax.opening import in_order, load_run, tell
 from vit_jax.schema import keyword_fields
@@ -98,6 +100,66 @@ def adopt(
     if isinstance(group, dict):
       group['ops'] = _normalized(group['ops'], known.get(name, ()), normal)
   return config_lib.resolve(values)
+
+
+_SHAPE = ('variant', 'width', 'depth', 'hidden', 'heads')
+
+
+def _shaped(fields: dict[str, Any]) -> ViT:
+  """A model with those of `_SHAPE` that are among the fields."""
+  return ViT(classes=0, **{k: v for k, v in fields.items() if k in _SHAPE})
+
+
+def _alike(name: str, asked: dict[str, Any], found: dict[str, Any]) -> bool:
+  """Whether a field that was asked for is so in the weights."""
+  if name not in _SHAPE or asked[name] == found[name]:
+    return asked[name] == found[name]
+  model = _shaped(found)
+  if name != 'variant':  # a number may be the variant's, or beside another one
+    return _shaped(found | {name: asked[name]}).shape == model.shape
+  other = _shaped(asked)
+  same = parse(other.variant)[1:] == parse(model.variant)[1:]
+  return same and other.shape == model.shape
+
+
+def check_asked(
+  config: ml_collections.FrozenConfigDict,
+  workdir: Path,
+  overrides: Sequence[tuple[str, str]],
+):
+  """Raises UserError if overrides ask for another model than the weights'.
+
+  What a config says of its model may be for when it starts from none; what is
+  asked for beside them is not dropped in silence.
+
+  Args:
+    config: complete, the overrides in it.
+    workdir: see `adopt`.
+    overrides: of the command line, or of a point of a sweep.
+  """
+  names = [path for path, _ in overrides if path.startswith('model.')]
+  names += ['channels'] if 'channels' in dict(overrides) else []
+  if not (config.init_from and names):
+    return
+  own, after = config_lib.flat(config), config_lib.flat(adopt(config, workdir))
+  asked, found = (
+    {k.removeprefix('model.'): v for k, v in values.items() if k in names}
+    for values in (own, after)
+  )
+  found |= {name: after[f'model.{name}'] for name in _SHAPE}
+  for name, value in asked.items():
+    free = name == 'channels' and not value
+    if free or _alike(name, asked, found):
+      continue
+    sizes = dataclasses.asdict(_shaped(found).shape)
+    has = repr(sizes.get(name, found[name]))
+    if name == 'variant':
+      has += f' ({", ".join(f"{k} {v}" for k, v in sizes.items())})'
+    path = name if name == 'channels' else f'model.{name}'
+    raise UserError(
+      f'--config.{path}={value}: the weights of config.init_from = '
+      f'{config.init_from!r} have {has}, which stays. Leave it out.'
+    )
 
 
 def _placer(abstract: Any) -> Callable[[str, Any], jax.Array]:

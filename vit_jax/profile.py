@@ -55,6 +55,14 @@ def parse(text: str) -> Window:
   return window
 
 
+def check(window: Window, total: int):
+  """Raises UserError if a run of `total` steps ends before the window does."""
+  if window.last > total:
+    raise UserError(
+      f'--profile={window.first}:{window.last}: the run has {total} steps.'
+    )
+
+
 def events(folder: Path) -> list[dict[str, Any]]:
   """The operations in the newest trace below a folder: name, dur (μs), args."""
   files = sorted(

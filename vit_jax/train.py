@@ -30,7 +30,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, predictions
 from vit_jax.evaluators import View, run_all
 from vit_jax.log import Cadence, Log
-from vit_jax.profile import NONE, Profile, Window
+from vit_jax.profile import NONE, Profile, Window, check
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
 from vit_jax.viz import panels
@@ -71,6 +71,7 @@ def run(
   finetune.check_start(config)
   config = finetune.adopt(config, path)
   setup = Setup(config)
+  check(window, setup.total)
   distributed.check_same(
     {
       'config': json.loads(config_lib.to_json(setup.config)),
@@ -134,7 +135,7 @@ def _evaluate_all(setup, path, evaluations, state, step, writers, log) -> float:
   for name, loader in evaluations.items():
     begun = time.perf_counter()
     keep = predictions(path, name) if step == setup.total else None
-    metrics = evaluate(setup, loader, state.averaged, keep)
+    metrics = evaluate(setup, loader, state.averaged, keep, name)
     line = {f'eval/{name}/{key}': value for key, value in metrics.items()}
     line[f'time/eval_{name}'] = time.perf_counter() - begun
     line['time/elapsed'] = log.elapsed
@@ -151,7 +152,7 @@ def _look(setup, path, evaluations, state, writers):
   calls = setup.config.evaluators
   for name, loader in list(evaluations.items())[: 1 if calls else 0]:
     folder = path if distributed.primary() else None
-    view = View(setup, state.averaged, loader, folder)
+    view = View(setup, state.averaged, loader, folder, name)
     found = run_all('config.evaluators', calls, view)
     line = {f'eval/{name}/{key}': value for key, value in found.items()}
     writers.write(setup.total, line)

@@ -107,7 +107,7 @@ class Folder:
         near = sorted(path.name for path in self._path.parent.iterdir())
       raise UserError(
         f"config.data.name = '{self.kind}:{argument}': no such folder."
-        + did_you_mean(self._path.name, near[:20])
+        + did_you_mean(self._path.name, near)
       )
     if not 0 < holdout < 1:
       raise UserError(f'config.data.holdout = {holdout}: a fraction, 0 to 1.')
@@ -215,12 +215,13 @@ class Folder:
     return len(self._items)
 
   def key(self, index: int) -> str:
-    # Not by pathlib, which takes longer than all else that a record takes.
+    """The path of a record, which is not read."""
+    # Not by pathlib, which takes longer than all else that `[]` does.
     return f'{self._root}/{self._items[index][0]}'
 
   def __getitem__(self, index: int) -> Record:
-    item = self._items[index]
-    found = self._cache[index] if self._cache else self._read(item)
+    cached = self._cache
+    found = cached[index] if cached else self._read(self._items[index])
     if isinstance(found, BadRecord):
       raise found
     image, label = found

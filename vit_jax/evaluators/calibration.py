@@ -35,7 +35,7 @@ def calibration_error(
 def classification(view: View, bins: Pixels = 15) -> dict[str, float]:
   """Top-1, top-5, negative log-likelihood in nats, Brier score, and ECE.
 
-  With a folder, `reliability.png` too.
+  With a folder, `reliability.png` too, and what each one has in `predictions`.
 
   Args:
     view: of the model.
@@ -50,6 +50,7 @@ def classification(view: View, bins: Pixels = 15) -> dict[str, float]:
     for name in ('accuracy', 'top5', 'nll', 'brier')
   }
   error = calibration_error(confidence, hits, bins)
+  view.keep('classification', **rows)
   if view.folder:
     # Only here: every Setup imports this module, and few draw.
     from vit_jax.viz.reliability import draw_reliability

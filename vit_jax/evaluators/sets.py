@@ -1,7 +1,9 @@
 """Other sets and other labels: ReaL, ImageNet-V2, -A, -R, -Sketch, -C."""
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +73,27 @@ class _Relabelled:
     return record | {'label': self.answers[record['label']]}
 
 
+@contextlib.contextmanager
+def _named(call: str) -> Iterator[None]:
+  """What is wrong with an evaluator's own data is told of its call.
+
+  Sources name fields of config.data, which say nothing of these data.
+  """
+  try:
+    yield
+  except UserError as error:
+    text = str(error).removeprefix('config.data.name = ')
+    text = text.replace('(config.data.data_dir)', '(TFDS_DATA_DIR)')
+    raise UserError(f'{call}: {text}') from error
+
+
 def _relabelled(
-  name: str, source: Source, classes: tuple[str, ...]
+  call: str, source: Source, classes: tuple[str, ...]
 ) -> _Relabelled:
   """With the number of the class of the same name.
 
-  Where not one name is the same, and there are as many: with the same number.
+  Where not one name is the same, and there are as many: with the same number,
+  which is told with the evaluator's `call`.
 
   Raises:
     UserError: a class that the model does not have.
@@ -87,22 +104,22 @@ def _relabelled(
     labels = [numbers[own] for own in source.classes]
   elif len(missing) == len(source.classes) == len(classes):
     logging.warning(
-      "%s: no class is named as one of the model's: matched by number", name
+      "%s: no class is named as one of the model's: matched by number", call
     )
     labels = list(range(len(classes)))
   else:
     raise UserError(
-      f"{name}: its class {missing[0]!r} is none of the model's "
-      f'{len(classes)}.' + did_you_mean(missing[0], classes[:20])
+      f"its class {missing[0]!r} is none of the model's {len(classes)}."
+      + did_you_mean(missing[0], classes)
     )
   return _Relabelled(source, classes, labels)
 
 
 def _open(
-  view: View, name: str, split: str, published: bool = False
+  view: View, call: str, name: str, split: str, published: bool = False
 ) -> _Relabelled:
   kind, path = parse_name(name)
-  check_choice('evaluator: data', kind, SOURCES)
+  check_choice('data', kind, SOURCES)
   if not split:
     parts = [location(path) / part for part in ('train', 'val', 'test')]
     whole = kind == 'folder' and not any(part.is_dir() for part in parts)
@@ -113,7 +130,7 @@ def _open(
   if published:  # whose features are not named as the training set's may be
     fields = {k: v for k, v in fields.items() if not k.endswith('_feature')}
   source = open_split(name, split, on_error=data.on_error, **fields)
-  return _relabelled(name, source, view.setup.info.classes)
+  return _relabelled(call, source, view.setup.info.classes)
 
 
 def error_on(
@@ -152,16 +169,18 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
     data: a name of `SETS`, or as config.data.name.
     split: of the latter; '': 'test', or all of a folder of class folders.
   """
+  call = f'on({data!r})'
   name, split = SETS.get(data, (data, split))
   if ':' not in name and name not in SOURCES:
-    check_choice(
-      'on: data', data, [*SETS, *(f'{kind}:...' for kind in SOURCES)]
-    )
+    choices = [*SETS, *(f'{kind}:...' for kind in SOURCES)]
+    check_choice(f'{call}: data', data, choices)
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
   short = f'on_{short.strip("_")}'
-  source = _open(view, name, split, data in SETS)
   some = name.partition('/')[0] in _OF_SOME
-  error, classes = error_on(view, source, short, occurring=some)
+  with _named(call):
+    source = _open(view, call, name, split, data in SETS)
+    view = view.of(source, f'{data} {split}'.rstrip())
+    error, classes = error_on(view, source, short, occurring=some)
   return {short: 1 - error, f'{short}_classes': float(classes)}
 
 
@@ -188,7 +207,9 @@ def imagenet_c(
   def opened(corruption, severity):
     name = data.replace('{corruption}', corruption)
     name = name.replace('{severity}', str(severity))
-    return _open(view, name, split, True)
+    call = f'imagenet_c({name!r})'
+    with _named(call):
+      return _open(view, call, name, split, True)
 
   # All are opened before the first one is evaluated: one may be missing.
   sources = {
@@ -197,12 +218,11 @@ def imagenet_c(
   }
   errors = {}
   for corruption, five in sources.items():
-    found = [
-      error_on(view, source, f'imagenet_c_{corruption}_{severity}', whole=True)[
-        0
-      ]
-      for severity, source in enumerate(five, 1)
-    ]
+    found = []
+    for severity, source in enumerate(five, 1):
+      name = f'imagenet_c_{corruption}_{severity}'
+      own = view.of(source, name)
+      found.append(error_on(own, source, name, whole=True)[0])
     errors[corruption] = float(np.mean(found))
   relative = [error / ALEXNET[name] for name, error in errors.items()]
   named = {f'imagenet_c_{name}': error for name, error in errors.items()}
@@ -240,7 +260,9 @@ def real(view: View, file: str) -> dict[str, float]:
   for record, prediction in zip(
     rows['record'], rows['prediction'], strict=True
   ):
-    key = source[int(record)]['key']
+    key = key_of(source, int(record))
+    if 'val_' not in key:  # of tfds the record itself has the file's name
+      key = source[int(record)]['key']
     number = re.search(r'val_0*(\d+)', key)
     if number is None or int(number[1]) > len(labels):
       raise UserError(

@@ -1,5 +1,6 @@
 """What evaluators look at: outputs and features, each computed once."""
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -70,14 +71,22 @@ def fetch(rows: Any) -> Rows:
   return multihost_utils.process_allgather(rows, tiled=True)
 
 
-def write_rows(path: Path, rows: Rows):
-  """NumPy's .npz, by one process, whole."""
+def write_rows(path: Path, rows: Rows, source: Source, split: str):
+  """NumPy's .npz, by one process, whole; and which examples they are of.
+
+  Args:
+    path: of the file.
+    rows: arrays of one length.
+    source: of the examples; its `fingerprint` is kept, by which `report` knows
+      that two files are of the same ones.
+    split: what the examples are called, kept too.
+  """
   if not distributed.primary():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}')
   with open(temporary, 'wb') as file:
-    np.savez(file, **rows)
+    np.savez(file, **rows, fingerprint=source.fingerprint, split=split)
   temporary.replace(path)
 
 
@@ -88,14 +97,29 @@ class View:
     setup, params: of the model; a setup.Setup, which imports this.
     loader: of the split.
     folder: for pictures; None: none are drawn.
+    source, split: of the examples that `keep` is given, and what they are
+      called.
   """
 
   def __init__(
-    self, setup: Any, params: Any, loader: Loader, folder: Path | None = None
+    self,
+    setup: Any,
+    params: Any,
+    loader: Loader,
+    folder: Path | None = None,
+    split: str = '',
   ):
     self.setup, self.params, self.loader = setup, params, loader
     self.folder = folder
+    self.source, self.split = loader.source, split
     self._kept: dict[str, int] = {}
+
+  def of(self, source: Source, split: str) -> 'View':
+    """The same view, which keeps what examples of another source have."""
+    _ = self._look  # compiled once for both
+    other = copy.copy(self)
+    other.source, other.split = source, split
+    return other
 
   def _collect(self, loader: Loader, step: Any, what: str) -> Rows:
     with jax.set_mesh(self.setup.mesh):
@@ -128,7 +152,8 @@ class View:
       name = f'{name}_again{number}' if number else name  # as the metric
       if 'record' not in rows:
         rows['record'] = self._own['record']
-      write_rows(self.folder / 'predictions' / f'{name}.npz', rows)
+      path = self.folder / 'predictions' / f'{name}.npz'
+      write_rows(path, rows, self.source, self.split)
 
   @functools.cached_property
   def _own(self) -> Rows:

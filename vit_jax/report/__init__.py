@@ -2,7 +2,7 @@
 
 `runs.py` reads them, `bootstrap.py` compares, `figures.py` draws, `page.py`
 writes HTML and Markdown, `diff.py` tells two runs apart, and `examples.py` two
-files of predictions.
+files of predictions, of which `kept.py` knows whose examples they are.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,13 @@
 """Is one run better than another, or is it noise?"""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from vit_jax.errors import UserError
+from vit_jax.report.kept import check_same, origin_of
 from vit_jax.report.runs import Group
 
 RESAMPLES = 4000
@@ -21,6 +24,7 @@ class Comparison:
   examples: int
   seeds: tuple[int, int]
   percent: bool  # a share of the examples, told in points
+  warning: str = ''  # if it is not known whether the examples are the same
 
   @property
   def beyond_noise(self) -> bool:
@@ -65,12 +69,15 @@ def paired_bootstrap(
   )
 
 
-def _load(group: Group, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _load(
+  group: Group, name: str
+) -> tuple[np.ndarray, np.ndarray, dict[Path, tuple[str, str]]] | None:
   """((2, examples) records and labels, (seeds, examples) values of a metric).
 
-  Of the runs that kept their examples, if those are the same ones.
+  Of the runs that kept their examples, if those are the same ones; and the
+  origins of their files.
   """
-  which, values = [], []
+  which, values, origins = [], [], {}
   for run in group.done:
     if run.predictions.exists():
       with np.load(run.predictions) as file:
@@ -80,13 +87,19 @@ def _load(group: Group, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         label = file['label'] if 'label' in file else file['true'].argmax(1)
         which.append(np.stack((file['record'], label)))
         values.append(file[name])
+        origins[run.predictions] = origin_of(file)
+  check_same(origins)
   if not which or not all(np.array_equal(w, which[0]) for w in which):
     return None
-  return which[0], np.stack(values)
+  return which[0], np.stack(values), origins
 
 
 def compare(one: Group, other: Group) -> Comparison | None:
-  """None where the two were not evaluated on the same examples."""
+  """None where there are no two of the same examples.
+
+  Raises:
+    UserError: they are of different ones, by what their files tell.
+  """
   metrics = {run.metric for g in (one, other) for run in g.done}
   if len(metrics) != 1:
     return None
@@ -94,11 +107,13 @@ def compare(one: Group, other: Group) -> Comparison | None:
   found = [_load(group, name) for group in (one, other)]
   if any(f is None for f in found):
     return None
-  (which, a), (others, b) = found
+  (which, a, first_of), (others, b, second_of) = found
+  warning = check_same(first_of | second_of)
   if not np.array_equal(which, others):
     return None
   kinds = a.astype(np.float64), b.astype(np.float64)
-  return paired_bootstrap(*kinds, percent=a.dtype == bool)
+  result = paired_bootstrap(*kinds, percent=a.dtype == bool)
+  return dataclasses.replace(result, warning=warning)
 
 
 def sentence(one: Group, other: Group, of: int) -> str:
@@ -109,11 +124,15 @@ def sentence(one: Group, other: Group, of: int) -> str:
     other: the other.
     of: how many groups `one` is the best of.
   """
-  result = compare(one, other)
+  result, why = None, 'they did not keep the predictions of the same ones.'
+  try:
+    result = compare(one, other)
+  except UserError as error:
+    why = str(error)
   if result is None:
     return (
       f'{one.name or "A"} against {other.name or "B"}: not compared example by '
-      'example, for they did not keep the predictions of the same ones.'
+      f'example, for {why}'
     )
   a, b = result.seeds
   seeds = f' and {a} against {b} seeds' if max(a, b) > 1 else ''
@@ -143,4 +162,4 @@ def sentence(one: Group, other: Group, of: int) -> str:
       f' It is the best of {of}, picked by these same examples: part of its '
       'lead is luck.'
     )
-  return text
+  return f'{text} Warning: {result.warning}' if result.warning else text

@@ -8,15 +8,17 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.report.bootstrap import paired_bootstrap
+from vit_jax.report.kept import check_same, origin_of
 
 _SHOWN = 10
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-  """'record', 'label' and 'right' of a file of predictions."""
+def _read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, str]]:
+  """'record', 'label' and 'right' of a file of predictions; its origin."""
   try:
     with np.load(path) as file:
       rows = {name: file[name] for name in file.files}
+      origin = origin_of(rows)
   except (
     OSError,
     ValueError,
@@ -25,6 +27,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     zipfile.BadZipFile,
   ) as error:
     raise UserError(f'{path} cannot be read: {error}') from error
+  rows = {k: x for k, x in rows.items() if k not in ('fingerprint', 'split')}
   counts = {name: np.shape(x)[:1] for name, x in rows.items()}
   if len(set(counts.values())) > 1 or (0,) in counts.values():
     raise UserError(f'{path} has no rows, or not as many of each: {counts}.')
@@ -38,7 +41,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
       'label and prediction, are needed, as `evaluate --keep=FILE.npz` and '
       '--pictures=DIR write them.'
     )
-  return rows
+  return rows, origin
 
 
 def compare(one: Path, other: Path) -> dict[str, Any]:
@@ -47,12 +50,14 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
   Returns:
     `examples`, their number; `accuracy` of both; `difference` of the second
     from the first, and its 95 % `interval` (paired bootstrap); and the records
-    that `only_first` or `only_second` is right about.
+    that `only_first` or `only_second` is right about. A `warning`, if it is
+    not known whether the examples are the same.
 
   Raises:
     UserError: no such files, or of other examples.
   """
-  a, b = _read(one), _read(other)
+  (a, first_of), (b, second_of) = _read(one), _read(other)
+  warning = check_same({one: first_of, other: second_of})
   for name in ('record', 'label'):
     if name in a and name in b and not np.array_equal(a[name], b[name]):
       raise UserError(f'{one} and {other} are not of the same {name}s.')
@@ -65,7 +70,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     'interval': [found.low, found.high],
     'only_first': a['record'][a['right'] & ~b['right']].tolist(),
     'only_second': b['record'][b['right'] & ~a['right']].tolist(),
-  }
+  } | ({'warning': warning} if warning else {})
 
 
 def text(one: Path, other: Path, found: dict[str, Any]) -> str:
@@ -83,4 +88,5 @@ def text(one: Path, other: Path, found: dict[str, Any]) -> str:
     shown = ', '.join(map(str, records[:_SHOWN]))
     more = ', ...' if len(records) > _SHOWN else ''
     lines.append(f'only {path} is right: {len(records):,} ({shown}{more})')
+  lines += [f'warning: {found["warning"]}'] if 'warning' in found else []
   return '\n'.join(lines)

@@ -7,6 +7,7 @@ CONFIG.
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -166,9 +167,11 @@ class Experiment:
     name = run_name(point)
     try:
       texts = [(field, _text(value)) for field, value in point.items()]
-      loaded = config_lib.load(self._target, [*self._overrides, *texts])
+      overrides = [*self._overrides, *texts]
+      loaded = config_lib.load(self._target, overrides)
       finetune.check_start(loaded)
-      config = finetune.adopt(loaded, Path('/dev/null'))
+      finetune.check_asked(loaded, Path(os.devnull), overrides)
+      config = finetune.adopt(loaded, Path(os.devnull))
       # The same data for all: opened once.
       data = {k: config[k] for k in ('size', 'channels')}
       known = json.dumps([config.data.to_dict(), data], default=str)

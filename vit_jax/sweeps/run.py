@@ -235,6 +235,11 @@ def check(args: argparse.Namespace, overrides: Overrides):
       raise UserError(f'--{name}={getattr(args, name)}: at least {least}.')
   jax.config.update('jax_platforms', 'cpu')  # the devices are the runs'
   experiment = Experiment(args.experiment, overrides)
+  if args.storage and not experiment.search:
+    raise UserError(
+      f'--storage={args.storage} is for the trials of a search; '
+      f'{args.experiment} has points.'
+    )
   if args.dry_run:
     return experiment, None
   queue.check_folder(args.workdir)

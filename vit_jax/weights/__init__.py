@@ -37,6 +37,29 @@ FORMATS = {
 }
 _NONE = Options()
 
+# Options, by their flags, that files of a format may need.
+_ASKS = {
+  'vit_jax': (),
+  'google': ('patches',),
+  'timm': ('heads', 'patches', 'architecture'),
+  'huggingface': ('heads', 'patches'),
+}
+
+
+def _check_options(path: str | Path, name: str, options: Options):
+  """Raises UserError for one that the format would not look at."""
+  given = {
+    'heads': options.heads,
+    'patches': options.grid and 'x'.join(map(str, options.grid)),
+    'architecture': options.architecture,
+  }
+  for flag, value in given.items():
+    if value and flag not in _ASKS[name]:
+      raise UserError(
+        f'--{flag}={value}: {path} is of the format {name}, whose files tell '
+        'that by themselves.'
+      )
+
 
 def _resizing(format: str, model: ViT) -> tuple[Kernel, bool]:
   """How the code that weights come from resizes their positions."""
@@ -89,6 +112,7 @@ def describe(
   """
   tensors, config = files.read(Path(path))
   name = _detect(tensors)
+  _check_options(path, name, options)
   return name, tensors, FORMATS[name].describe(tensors, config, options)
 
 
