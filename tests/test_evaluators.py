@@ -1,5 +1,6 @@
 """Evaluators: against scikit-learn and NumPy on the same features."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -374,7 +375,7 @@ def test_a_class_without_examples_is_an_answer(view, tmp_path, monkeypatch):
   write_pictures(tmp_path / 'test', view, (3, 8), count=20)
   data = f'folder:{tmp_path}'
   found, accuracy = list(sets.on(view, data).values()), {}
-  source = sets._open(view, data, 'test')
+  source = sets._open(view, 'on(...)', data, 'test')
   rows = view.logits(source)
   label, logits = rows['label'], rows['logits']
   assert set(label) == {3, 8}
@@ -479,13 +480,7 @@ def test_labels_of_real(view, tmp_path, monkeypatch):
   source = view.loader.source
   keys = [f'x/ILSVRC2012_val_{i + 1:08}.JPEG' for i in range(len(source))]
 
-  class Named:  # as tfds: the name of the file is in the record alone
-    classes, size, channels = source.classes, source.size, source.channels
-    fingerprint = ''
-
-    def __len__(self):
-      return len(source)
-
+  class Named(Digits):  # as tfds: the file's name is in the record alone
     def key(self, index):
       return f'imagenet2012 validation[{index}]'
 
@@ -494,7 +489,8 @@ def test_labels_of_real(view, tmp_path, monkeypatch):
 
   named = View(view.setup, view.params, view.loader)
   object.__setattr__(named, 'outputs', view.outputs)
-  monkeypatch.setattr(named, 'loader', type('L', (), {'source': Named()})())
+  loader = dataclasses.replace(view.loader, source=Named('', 'test'))
+  monkeypatch.setattr(named, 'loader', loader)
   predicted = view.outputs['prediction'].tolist()
   labels = [[int(p), (int(p) + 1) % 10] for p in predicted]
   labels[0], labels[1] = [], labels[1][1:]

@@ -65,8 +65,8 @@ def _run(argv: Sequence[str], stop: Stop) -> int:
   for name in ('output', 'keep', 'pictures'):
     if path := getattr(args, name, None):
       suffixes = {'report': '.html', 'data': '.png', 'evaluate': '.npz'}
-      suffix = suffixes.get(args.command, '')
       folder = args.command in ('viz', 'predict') or name == 'pictures'
+      suffix = '' if folder else suffixes.get(args.command, '')
       check_output(f'--{name}', path, folder, suffix)
   if args.command in ('train', 'sweep'):
     stop.catch()  # before slow imports

@@ -30,6 +30,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, predictions
 from vit_jax.evaluators import View, run_all
 from vit_jax.log import Cadence, Log
+from vit_jax.models import cpu
 from vit_jax.profile import NONE, Profile, Window, check
 from vit_jax.setup import Setup
 from vit_jax.signals import Stop
@@ -72,12 +73,13 @@ def run(
   config = finetune.adopt(config, path)
   setup = Setup(config)
   check(window, setup.total)
-  distributed.check_same(
-    {
-      'config': json.loads(config_lib.to_json(setup.config)),
-      'data': setup.info.fingerprint,
-    }
-  )
+  alike = {
+    'config': json.loads(config_lib.to_json(setup.config)),
+    'data': setup.info.fingerprint,
+  }
+  if jax.default_backend() == 'cpu':
+    alike['kind of CPU (with products of bfloat16 or without)'] = cpu.native()
+  distributed.check_same(alike)
   primary = distributed.primary()
   with workdir.locked(path) if primary else contextlib.nullcontext():
     workdir.check_resumable(path, config)

@@ -13,11 +13,10 @@ from jax.extend.core.primitives import dot_general_p
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-
-def _usual(*args, **how):
+try:  # not public
   from jax._src.lax.lax import _dot_general_lower
-
-  return _dot_general_lower(*args, platform='cpu', **how)
+except ImportError:  # then bfloat16 is slower on CPUs, and nothing else
+  _dot_general_lower = None
 
 
 def _lower(ctx, lhs, rhs, *, dimension_numbers, **how):
@@ -25,12 +24,15 @@ def _lower(ctx, lhs, rhs, *, dimension_numbers, **how):
   (out,) = ctx.avals_out
   matrix = not batched and ctx.avals_in[1].ndim - len(contracted) <= 1
   short = {x.dtype for x in (*ctx.avals_in, out)} == {jnp.dtype('bfloat16')}
+  usual = functools.partial(
+    _dot_general_lower, dimension_numbers=dimension_numbers, platform='cpu'
+  )
   # Of others some forms end in "Unsupported element type for DotThunk".
   if not (matrix and short and native()):
-    return _usual(ctx, lhs, rhs, dimension_numbers=dimension_numbers, **how)
+    return usual(ctx, lhs, rhs, **how)
   how['preferred_element_type'] = long = jnp.dtype('float32')
   wide = ctx.replace(avals_out=[out.update(dtype=long)])
-  (y,) = _usual(wide, lhs, rhs, dimension_numbers=dimension_numbers, **how)
+  (y,) = usual(wide, lhs, rhs, **how)
   return [stablehlo.convert(mlir.aval_to_ir_type(ctx.module_context, out), y)]
 
 
@@ -46,4 +48,5 @@ def native() -> bool:
 
 def install():
   """From now on, in this process, on CPUs."""
-  mlir.register_lowering(dot_general_p, _lower, platform='cpu')
+  if _dot_general_lower:
+    mlir.register_lowering(dot_general_p, _lower, platform='cpu')
