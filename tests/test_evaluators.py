@@ -384,8 +384,22 @@ def test_a_class_without_examples_is_an_answer(view, tmp_path, monkeypatch):
     hits = own[logits[:, own].argmax(1)] == label
     accuracy[name] = [pytest.approx(hits.mean()), len(own)]
   assert found == accuracy['declared'] != accuracy['occurring']
-  monkeypatch.setattr(sets, '_OF_SOME', (data.partition('/')[0],))
+  monkeypatch.setattr(sets, '_OF_SOME', re.compile('folder:.*'))
   assert list(sets.on(view, data).values()) == accuracy['occurring']
+
+
+@pytest.mark.parametrize(
+  'name, some',
+  [
+    ('tfds:imagenet_a', True),
+    ('tfds:imagenet_r:0.2.0', True),
+    ('tfds:imagenet_r/x', True),
+    ('tfds:imagenet_resized/8x8', False),
+    ('tfds:imagenet_sketch', False),
+  ],
+)
+def test_sets_that_declare_more_than_they_have(name, some):
+  assert bool(sets._OF_SOME.fullmatch(name)) == some
 
 
 def test_classes_are_matched_by_name_or_all_by_number(view):

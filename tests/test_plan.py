@@ -60,7 +60,9 @@ LOOP = """HloModule jit_step, num_partitions=8
   %i = s32[] get-tuple-element(%s), index=0
   %x = f32[128,256]{1,0:T(8,128)S(1)} get-tuple-element(%s), index=1
   %sum = f32[128,256]{1,0} all-reduce(%x), channel_id=1, GROUPS, to_apply=%add
-  ROOT %next = (s32[], f32[128,256]{1,0}) tuple(%i, %sum)
+  %step = s32[] constant(1)
+  %more = s32[] add(%i, %step)
+  ROOT %next = (s32[], f32[128,256]{1,0}) tuple(%more, %sum)
 }
 
 ENTRY %main (x: f32[128,256]) -> f32[128,256] {
@@ -99,6 +101,9 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert sent(loop())[0] == {'all-reduce': 12 * once}
   known = ', backend_config={"known_trip_count":{"n":"5"}}'
   assert sent(loop(body=known))[0] == {'all-reduce': 5 * once}
+  for step, rounds in ((2, 6), (5, 3), (12, 1)):  # unrolled: it counts by more
+    text = LOOP.replace('constant(1)', f'constant({step})')
+    assert sent(loop(text=text))[0] == {'all-reduce': rounds * once}
   endless = loop(text=LOOP.replace('constant(12)', 'parameter(1)'))
   assert sent(endless)[0] == {'all-reduce': once}
   assert endless.endless == {'loop'} and not loop().endless

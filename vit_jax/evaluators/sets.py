@@ -24,7 +24,7 @@ SETS = {
 
 # Of these 200 classes occur, but tfds declares all 1,000 (arXiv 1907.07174,
 # 2006.16241).
-_OF_SOME = ('tfds:imagenet_a', 'tfds:imagenet_r')
+_OF_SOME = re.compile(r'tfds:imagenet_[ar]([/:].*)?')
 
 # Mean errors of AlexNet over five severities, by which ImageNet-C's are divided
 # (arXiv 1903.12261; github.com/hendrycks/robustness).
@@ -176,7 +176,7 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
     check_choice(f'{call}: data', data, choices)
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
   short = f'on_{short.strip("_")}'
-  some = name.partition('/')[0] in _OF_SOME
+  some = bool(_OF_SOME.fullmatch(name))
   with _named(call):
     source = _open(view, call, name, split, data in SETS)
     view = view.of(source, f'{data} {split}'.rstrip())

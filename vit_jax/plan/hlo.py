@@ -114,6 +114,21 @@ class Program:
       elif inside is not None and (parsed := _instruction(line)):
         inside[parsed.name] = parsed
 
+  def _stride(self, loop: Instruction) -> int:
+    """By how much a `while` counts: 2 where its body was unrolled, often 1."""
+    condition = self.computations[loop.attribute('condition')]
+    body = self.computations[loop.attribute('body')]
+    test = next((x for x in condition.values() if x.op == 'compare'), None)
+    counter = condition.get(test.inputs[0]) if test else None
+    index = re.search(r'index=(\d+)', counter.rest) if counter else None
+    root = next(x for x in body.values() if x.root)
+    if not index or root.op != 'tuple':
+      return 1
+    new = body[root.inputs[int(index[1])]]
+    steps = [body[name] for name in new.inputs if new.op == 'add']
+    found = [int(x.argument) for x in steps if x.op == 'constant']
+    return found[0] if found else 1
+
   def rounds(self, loop: Instruction) -> int:
     """How often the body of a `while` runs; 1 if the text does not say."""
     match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
@@ -121,8 +136,8 @@ class Program:
       return int(match[1])
     condition = self.computations[loop.attribute('condition')].values()
     limits = [x.argument for x in condition if x.op == 'constant']
-    if len(limits) == 1 and limits[0].isdigit():  # from 0, by 1
-      return int(limits[0])
+    if len(limits) == 1 and limits[0].isdigit():  # from 0
+      return -(-int(limits[0]) // self._stride(loop))
     self.endless.add(loop.name)
     return 1
 
