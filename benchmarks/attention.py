@@ -24,6 +24,7 @@ HEADS, WIDTH = 6, 64  # of S/16
 LENGTHS = (197, 577, 1025)
 DTYPES = ('float32', 'bfloat16')
 _TOKENS = 1600  # of a batch, about
+_ROUND = 0.3  # seconds
 _ALLOWED = {'float32': 1e-4, 'bfloat16': 5e-2}
 
 Attend = Callable[[Any, Any, Any], Any]
@@ -77,6 +78,14 @@ def _check(
     assert apart < most, f'{name} is another function: {apart:.2g}'
 
 
+def _seconds(call: Callable, inputs: list, times: int) -> float:
+  """Of a call, the mean of some after each other."""
+  begun = time.perf_counter()
+  for _ in range(times):
+    jax.block_until_ready(call(*inputs))
+  return (time.perf_counter() - begun) / times
+
+
 def run(rounds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
   """Measures; the record."""
   load, rates, rows = os.getloadavg()[0], {}, []
@@ -86,13 +95,18 @@ def run(rounds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
       ways = {n: _compiled(way) for n, way in candidates(dtype, tokens).items()}
       _check(ways, inputs, _ALLOWED[dtype])
       seconds = {name: ([], []) for name in ways}
-      for number in range(rounds + 1):
+      # So many calls that a round takes about as long as that of any other.
+      times = {
+        name: [
+          max(1, round(_ROUND / _seconds(call, inputs, 3))) for call in calls
+        ]
+        for name, calls in ways.items()
+      }
+      for _ in range(rounds):
         for name, calls in ways.items():
-          for call, kept in zip(calls, seconds[name], strict=True):
-            begun = time.perf_counter()
-            jax.block_until_ready(call(*inputs))
-            spent = time.perf_counter() - begun
-            kept.extend([spent] if number else [])
+          every = zip(calls, times[name], seconds[name], strict=True)
+          for call, count, kept in every:
+            kept.append(_seconds(call, inputs, count))
       chosen, _ = kernels.choose(
         'auto', kernels.platform(), dtype, WIDTH, tokens, HEADS
       )
@@ -110,7 +124,7 @@ def run(rounds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
     'attention',
     load=load,
     about=f'{HEADS} heads of {WIDTH}, batches of about {_TOKENS} tokens, '
-    f'medians of {rounds}, in turn',
+    f'medians of {rounds} rounds of {_ROUND} s, in turn',
     rates=rates,
     tables={'Attention': measure.table(columns, rows)},
   )

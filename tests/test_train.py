@@ -1,5 +1,6 @@
 """Runs: files, resume bit by bit, signals, kills, damage, locks, evaluation."""
 
+import functools
 import json
 import random
 import resource
@@ -15,6 +16,7 @@ import pytest
 from vit_jax import (
   checkpoint,
   evaluate,
+  log,
   opening,
   rollback,
   train,
@@ -51,6 +53,60 @@ def digests(config, path, step):
     checkpoint.abstract_items(setup.abstract_state), step
   )
   return {name: trees.digest(item) for name, item in found[1].items()}
+
+
+def order(config, path, monkeypatch, at_once=False):
+  """What happens in a run: ('step', 1), ('fetch', 1), ... in order."""
+  happened, number, real_get = [], {}, jax.device_get
+  make = setup_lib.Setup.train_step.func
+
+  def made(setup):
+    step = make(setup)
+
+    def counted(*args):
+      state, metrics = step(*args)
+      number[id(metrics)] = len(number) + 1, metrics  # which keeps it alive
+      happened.append(('step', len(number)))
+      return state, metrics
+
+    return counted
+
+  def fetch(x):
+    if id(x) in number:
+      happened.append(('fetch', number[id(x)][0]))
+    return real_get(x)
+
+  take = log.Log.step
+
+  def step_then_wait(self, *args):
+    take(self, *args)
+    self.flush()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      setup_lib.Setup, 'train_step', property(functools.cache(made))
+    )
+    patch.setattr(jax, 'device_get', fetch)
+    if at_once:
+      patch.setattr(log.Log, 'step', step_then_wait)
+    assert train.run(config, path) == 0
+  return happened
+
+
+def test_metrics_are_fetched_while_the_next_step_runs(
+  small_config, tmp_path, monkeypatch
+):
+  config = small_config(total='5 steps', eval_every='0 steps')
+  steps = [('step', i) for i in range(1, 6)]
+  fetches = [('fetch', i) for i in range(1, 6)]
+  late = order(config, tmp_path / 'a', monkeypatch)
+  assert late == [
+    steps[0],
+    *(x for pair in zip(steps[1:], fetches, strict=False) for x in pair),
+    fetches[-1],
+  ]
+  waits = order(config, tmp_path / 'b', monkeypatch, at_once=True)  # a control
+  assert waits == [x for p in zip(steps, fetches, strict=True) for x in p]
 
 
 @pytest.fixture(scope='module')
