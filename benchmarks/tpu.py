@@ -1,15 +1,19 @@
 """What the TPU compiler says of our step beside the textbook's; no TPU needed.
 
-Both in training on v5e:4x4, 64 images a device, AdamW; ours by
-configs/vit_i1k.py (bfloat16) without mixing, from the CLS token with learned
-positions, so that both have the same parameters. Bytes are XLA's own count
-("bytes accessed") and ours of what crosses to HBM (plan/costs.py), both of the
-unrolled program, without a loop: minutes for S/16 and B/16, 20 for L/16. Wants
-libtpu: PYTHONPATH=.venv/plan, or the extra plan-tpu.
+Both in training on v5e:4x4, AdamW; ours by configs/vit_i1k.py (bfloat16)
+without mixing, from the CLS token with learned positions, so that both have the
+same parameters. Bytes are XLA's own count ("bytes accessed"), and ours
+(plan/costs.py): of what crosses to HBM; and, on the chip or not, of operations
+and of the copies that are scheduled before them. All are of the unrolled
+program, without a loop: minutes for S/16 and B/16, 20 for L/16. Wants libtpu,
+of .venv/plan (make .venv/installed-slow) or the extra plan-tpu.
 """
 
 import importlib.util
 import os
+import sys
+import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +30,36 @@ from vit_jax.plan import topology as topologies
 from vit_jax.plan.collectives import transfers
 from vit_jax.plan.hlo import Program
 
-IMAGES = 64  # of a device
-VARIANTS = ('S/16', 'B/16', 'L/16')
+IMAGES = {'S/16': 64, 'B/16': 32, 'L/16': 64}  # of a device
 GOALS = {'S/16': 300.0, 'B/16': 700.0}
+COLUMNS = (
+  'GFLOP',
+  'bytes accessed, MB',
+  'of HBM, MB',
+  'operations, MB',
+  'copies, MB',
+  'memory, MB',
+  'collectives',
+  'sent, MB',
+)
 _ROOT = Path(__file__).parent.parent
 _CLASSES = 1000
 
 
-def ours(variant: str, devices: list, depth: int = 0):
+def ours(variant: str, devices: list, images: int, depth: int):
   """Our step, without a loop, compiled for devices that are not here.
 
   Args:
     variant: of the model.
     devices: of a topology.
+    images: of a device.
     depth: of the model; 0: the variant's.
   """
   from vit_jax import config
   from vit_jax.setup import Setup, stated_info
 
   fields = {
-    'batch_size': str(IMAGES * len(devices)),
+    'batch_size': str(images * len(devices)),
     'optim.warmup': '5%',
     'task.mixup': '0.0',
     'model.variant': variant,
@@ -63,19 +77,19 @@ def ours(variant: str, devices: list, depth: int = 0):
     ).compile()
 
 
-def theirs(variant: str, devices: list, depth: int = 0):
+def theirs(variant: str, devices: list, images: int, depth: int):
   """The textbook's step, compiled for the same devices, data parallel."""
   mesh = Mesh(np.array(devices), ('data',))
   everywhere = NamedSharding(mesh, PartitionSpec())
   divided = NamedSharding(mesh, PartitionSpec('data'))
   net = textbook.Textbook(variant, _CLASSES, depth)
   optimizer = optax.adamw(1e-3, weight_decay=0.1)
-  count = IMAGES * len(devices)
+  count = images * len(devices)
   one = jnp.zeros((1, 224, 224, 3))
   params = jax.eval_shape(lambda key: net.init(key, one), jax.random.key(0))
   params = params['params']
   state = jax.eval_shape(optimizer.init, params)
-  images = jax.ShapeDtypeStruct((count, 224, 224, 3), jnp.float32)
+  pixels = jax.ShapeDtypeStruct((count, 224, 224, 3), jnp.float32)
   labels = jax.ShapeDtypeStruct((count,), jnp.int32)
   where = (everywhere, everywhere, divided, divided)
   step = jax.jit(
@@ -83,28 +97,38 @@ def theirs(variant: str, devices: list, depth: int = 0):
     in_shardings=where,
     donate_argnums=(0, 1),
   )
-  return step.lower(params, state, images, labels).compile()
+  return step.lower(params, state, pixels, labels).compile()
 
 
-def facts(compiled: Any, devices: int) -> dict[str, float]:
+def facts(compiled: Any, devices: int, images: int) -> dict[str, float]:
   """Of one image, but for memory and links, which are of a device."""
   program = Program(compiled.as_text())
   analysis, used = compiled.cost_analysis(), compiled.memory_analysis()
   memory = used.argument_size_in_bytes + used.temp_size_in_bytes
   memory += used.output_size_in_bytes - used.alias_size_in_bytes
   moved = transfers(program, [0] * devices)
+  everywhere = costs.traffic(program, on_chip=False)
+  copies = costs.traffic(program, on_chip=False, ops=costs.COPIES)
   return {
-    'GFLOP': costs.flops(program) / IMAGES / 1e9,
-    'bytes accessed, MB': analysis['bytes accessed'] / IMAGES / 1e6,
-    'of HBM, MB': costs.traffic(program, on_chip=True) / IMAGES / 1e6,
+    'GFLOP': costs.flops(program) / images / 1e9,
+    'bytes accessed, MB': analysis['bytes accessed'] / images / 1e6,
+    'of HBM, MB': costs.traffic(program, on_chip=True) / images / 1e6,
+    'operations, MB': (everywhere - copies) / images / 1e6,
+    'copies, MB': copies / images / 1e6,
     'memory, MB': memory / 1e6,
     'collectives': float(sum(t.times for t in moved)),
     'sent, MB': sum(t.times * t.links for t in moved) / 1e6,
   }
 
 
+def _compiler() -> bool:
+  """Whether libtpu is here, in the environment or where `plan` has it."""
+  sys.path.append(str(Path(sys.prefix) / 'plan'))
+  return bool(importlib.util.find_spec('libtpu'))
+
+
 def run(
-  variants: tuple[str, ...] = VARIANTS,
+  variants: Collection[str] = tuple(IMAGES),
   topology: str = 'v5e:4x4',
   depth: int = 0,
 ) -> dict[str, Any]:
@@ -117,31 +141,34 @@ def run(
   """
   load, wanted = os.getloadavg()[0], topologies.parse(topology)
   rates, rows, goals = {}, [], {}
-  about = f'{topology}, {IMAGES} images a device, unroll=0, ' + (
-    f'{depth} blocks' if depth else 'whole models'
-  )
-  found = importlib.util.find_spec('libtpu')
-  if found:
+  about = f'{topology}, unroll=0, '
+  about += f'{depth} blocks' if depth else 'whole models'
+  if found := _compiler():
     topologies.prepare([wanted])
     devices = topologies.devices(wanted)
   else:
     about += ': libtpu is not installed, nothing was compiled'
   for variant in track(variants if found else (), 'compiling', transient=True):
-    sides = {
-      name: facts(make(variant, devices, depth), len(devices))
-      for name, make in (('ours', ours), ('textbook flax', theirs))
-    }
+    images, sides = IMAGES.get(variant, 64), {}
+    try:
+      for name, make in (('ours', ours), ('textbook flax', theirs)):
+        compiled = make(variant, devices, images, depth)
+        sides[name] = facts(compiled, len(devices), images)
+    except Exception:  # what the others had is kept
+      traceback.print_exc()
+      rows.append((variant, images, 'failed', *[''] * len(COLUMNS)))
+      continue
     for name, values in sides.items():
-      rows.append((variant, name, *values.values()))
+      rows.append((variant, images, name, *(values[c] for c in COLUMNS)))
       rates |= {f'{variant}, {name}: {k}': v for k, v in values.items()}
     us, them = sides.values()
-    rows.append((variant, 'ratio', *(us[k] / them[k] for k in us)))
+    shares = (us[c] / them[c] if them[c] else '' for c in COLUMNS)
+    rows.append((variant, images, 'ratio', *shares))
     if variant in GOALS:
       goals[f'{variant}: MB accessed per image'] = measure.goal(
         us['bytes accessed, MB'], most=GOALS[variant]
       )
-  columns = ('', '', 'GFLOP', 'bytes accessed, MB', 'of HBM, MB')
-  columns += ('memory, MB', 'collectives', 'sent, MB')
+  columns = ('', 'images a device', '', *COLUMNS)
   return measure.record(
     'tpu',
     load=load,

@@ -8,6 +8,7 @@ both are within a few per cent of it (tests/test_plan.py).
 import json
 import math
 import re
+from collections.abc import Collection
 
 import jax
 from jaxlib import _hlo, _jax  # XLA's parser and cost model: not public
@@ -113,22 +114,31 @@ def _moved(program: Program, x: Instruction, types: Computation, hbm: bool):
     return 2 * size(types[x.inputs[1]].type, hbm)
   if x.op == 'copy-start':  # (to, from, a flag)
     return sum(size(array, hbm) for array in arrays(x.type)[:2])
+  if x.op == 'slice-start':  # ((from), to, a flag)
+    whole, part = arrays(x.type)[:2]
+    return (size(part) if size(whole, hbm) else 0) + size(part, hbm)
   read = sum(size(types[name].type, hbm) for name in x.inputs)
   # The type of what is started holds its inputs, too.
   return read if x.op.endswith('-start') else read + written
 
 
-def traffic(program: Program, on_chip: bool) -> int:
+# Between HBM and the chip, ahead of use, as the compiler schedules them.
+COPIES = ('copy', 'copy-start', 'slice-start')
+
+
+def traffic(program: Program, on_chip: bool, ops: Collection[str] = ()) -> int:
   """Bytes that a step reads from and writes to the device's memory.
 
   Args:
     program: of one device.
     on_chip: whether what the layout puts in S(1) is on the chip, as on TPUs.
+    ops: these instructions alone; empty: all.
   """
   return int(
     sum(
       times * _moved(program, x, types, on_chip)
       for types, x, times in program.executed()
+      if not ops or x.op in ops
     )
   )
 
