@@ -109,6 +109,20 @@ def test_metrics_are_fetched_while_the_next_step_runs(
   assert waits == [x for p in zip(steps, fetches, strict=True) for x in p]
 
 
+@pytest.mark.parametrize('every', ['1 steps', '2 steps', '0 steps'])
+def test_the_clock_counts_all_steps_but_the_first(
+  small_config, tmp_path, every
+):
+  """Which compiles: it is neither in the seconds nor among the images."""
+  config = small_config(total='5 steps', eval_every='0 steps', log_every=every)
+  assert train.run(config, tmp_path) == 0
+  lines = writers.read_metrics(tmp_path / 'metrics.jsonl')
+  timed = [line for line in lines if 'time/training' in line]
+  images = [x['time/images_per_second'] * x['time/training'] for x in timed]
+  assert sum(images) == pytest.approx(4 * config.batch_size)
+  assert ('time/training' in lines[0]) == (every != '1 steps')
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, root):
   """One uninterrupted small run: (config, workdir)."""

@@ -45,6 +45,7 @@ class Log:
     self._begun, self._since = begun, time.perf_counter()
     self._before = writers.elapsed
     self._waited, self._steps = 0.0, 0
+    self._compiled = False
     self.saving = 0.0  # seconds for checkpoints that no line has told yet
     self.skipped = int(writers.last('train/skipped') or 0)
     self._lost = writers.last('data/skipped') or 0.0
@@ -74,21 +75,19 @@ class Log:
       return
     (step, metrics), self._pending = self._pending, None
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if not self._compiled:  # the first step of this start, now it is done
+      self._compiled = True
+      self.restart_clock()
     self.asked |= values.pop('asked', 0.0) > 0
     if not values.pop('finite'):
       self._nonfinite(step)
     self._count_lost(step, values.pop('skipped', 0.0))
     if not self._cadence.due(step):
       return
+    line = {f'train/{name}': value for name, value in values.items()}
+    line['time/elapsed'] = self.elapsed
     seconds = time.perf_counter() - self._since
-    images = self._steps * self._setup.config.batch_size
-    line = {f'train/{name}': value for name, value in values.items()} | {
-      'time/images_per_second': images / seconds,
-      'time/training': seconds,
-      'time/input_wait': self._waited / max(1, self._steps),
-      'time/elapsed': self.elapsed,
-    }
-    line |= self._utilization.of(self._steps, seconds)
+    line |= self._speed(seconds)
     if self.saving:
       line['time/checkpoint'], self.saving = self.saving, 0.0
     if self.skipped:
@@ -100,8 +99,19 @@ class Log:
     self._tell_if_starved(seconds)
     self._writers.write(step, line)
     left = (self._setup.total - step) * seconds / max(1, self._steps)
-    self._terminal.advance(step, line, left)
+    self._terminal.advance(step, line, left if self._steps else None)
     self.restart_clock()
+
+  def _speed(self, seconds: float) -> dict[str, float]:
+    """Of the steps on the clock; of none, nothing."""
+    if not self._steps:
+      return {}
+    images = self._steps * self._setup.config.batch_size
+    return {
+      'time/images_per_second': images / seconds,
+      'time/training': seconds,
+      'time/input_wait': self._waited / self._steps,
+    } | self._utilization.of(self._steps, seconds)
 
   def saved(self, seconds: float):
     """Training waited so long for a checkpoint: the next line tells it."""
@@ -130,8 +140,10 @@ class Log:
       )
 
   def _tell_if_starved(self, seconds: float):
+    if self._told or self._steps < 5:
+      return
     share = self._waited / seconds
-    if self._told or share < _STARVED or self._steps < 5:
+    if share < _STARVED:
       return
     self._told = True
     workers = self._setup.config.data.workers

@@ -227,8 +227,6 @@ def _loop(
         asked = distributed.any_asks(setup.mesh, bool(stop.requested))
         metrics |= {'asked': asked}
       log.step(step, metrics, waited)
-      if step == start + 1:  # it compiled
-        log.restart_clock()
       if profile.ends(step):
         log.flush()
         log.say(profile.write(state))

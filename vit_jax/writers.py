@@ -189,17 +189,18 @@ class Terminal:
     """A line that stays."""
     self._console.print(text, markup=False)
 
-  def advance(self, step: int, metrics: Metrics, seconds_left: float):
-    """Shows where the run is."""
-    text = (
-      f'loss {metrics["train/loss"]:.4f}  '
-      f'{metrics["time/images_per_second"]:.0f} images/s'
-    )
+  def advance(self, step: int, metrics: Metrics, seconds_left: float | None):
+    """Shows where the run is; None: how long it takes is not known yet."""
+    text = f'loss {metrics["train/loss"]:.4f}'
+    if rate := metrics.get('time/images_per_second'):
+      text += f'  {rate:.0f} images/s'
     if self._bar:
       self._bar.update(self._task, completed=step, text=text)
     else:
-      minutes, seconds = divmod(round(seconds_left), 60)
-      self.say(f'step {step}/{self._total}  {text}  ETA {minutes}:{seconds:02}')
+      if seconds_left is not None:
+        minutes, seconds = divmod(round(seconds_left), 60)
+        text += f'  ETA {minutes}:{seconds:02}'
+      self.say(f'step {step}/{self._total}  {text}')
 
   def close(self):
     """Leaves the terminal as it was."""
