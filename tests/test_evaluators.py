@@ -15,7 +15,6 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from vit_jax import cli, config, evaluators, opening, train
 from vit_jax.data import Digits, open_split
@@ -268,22 +267,24 @@ def kept(view, monkeypatch):
 
 def test_few_shots_are_a_ridge_of_scikits(view, kept):
   """By mean and deviation of the few, onto -1 and 1."""
-  features, labels = (x.copy() for x in view.train_features)
+  features, labels = view.train_features
   rows = probes.few_of_each(labels, 10, 3, 0)
   test, truth = view.features
 
   def theirs(scale_by):
-    scale = StandardScaler().fit(features[scale_by].astype(float))
-    x = scale.transform(features[rows].astype(float))
+    mean, deviation = features[scale_by].mean(0), features[scale_by].std(0)
+    x, queries = (
+      ((of - mean) / deviation).astype(float) for of in (features[rows], test)
+    )
     model = RidgeCV(probes.PENALTIES).fit(x, 2 * np.eye(10)[labels[rows]] - 1)
-    return model.predict(scale.transform(test.astype(float))).argmax(1)
+    return model.predict(queries).argmax(1)
 
   metrics = probes.fewshot(view, 3)
   expected = theirs(rows)
   assert metrics == {'fewshot_3': (expected == truth).mean()}
   assert (kept['fewshot_3']['prediction'] == expected).all()
   control = theirs(slice(None))  # by those of the whole split
-  assert metrics['fewshot_3'] != (control == truth).mean()
+  assert (control != expected).any()
 
 
 def test_a_rate_is_chosen_by_examples_held_out(view, kept, monkeypatch):
