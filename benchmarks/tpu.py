@@ -67,6 +67,7 @@ def ours(variant: str, devices: list, images: int, depth: int):
     'model.unroll': '0',
     'model.pool': 'cls',
     'model.positions': 'learned',
+    'optim.moments': 'float32',  # as the textbook's
   }
   file = str(_ROOT / 'configs' / 'vit_i1k.py')
   loaded = config.load(file, list(fields.items()))

@@ -10,7 +10,8 @@ The model is theirs: 7 blocks, patches of 4, an MLP of twice the width, no
 biases of queries, keys and values. So are batch, length, warm-up, AdamW's rate
 and decay and the smoothed labels, by the defaults of their main.py. We differ:
 instead of AutoAugment's policy for CIFAR-10, which is not here, a padded crop
-and RandAugment; no dropout of attention weights.
+and RandAugment; no dropout of attention weights; the rule for other batches is
+ours (Adam: arXiv 2205.10287).
 """
 
 from vit_jax import defaults

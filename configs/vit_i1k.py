@@ -5,7 +5,8 @@
   python -m vit_jax plan --config=configs/vit_i1k.py --topology=v5e:4x4
 
 Without an argument: the baseline of configs/vit_s16_i1k.py (90 epochs, batch
-1024) without its tanh layer, for any --config.model.variant.
+1024) without its tanh layer (model.representation) and its number of devices
+(recipe.devices); for any --config.model.variant.
 
 AugReg (300 epochs, batch 4096), from no augmentation to much:
   configs/vit_i1k.py:none configs/vit_i1k.py:light1 configs/vit_i1k.py:light2
@@ -19,8 +20,9 @@ Source: arXiv 2106.10270; without an argument arXiv 2205.01580. Expected: AugReg
   S/16 78.84, B/16 79.15, B/32 74.91 % at 224 (timm's evaluation of Google's
   weights; with which augmentation is not said). Hardware: not said. Run here:
   no.
-We differ: the rule for other batches is ours (Adam: arXiv 2205.10287), and all
-of the training split is trained on.
+We differ: the rule for other batches is ours (Adam: arXiv 2205.10287), all of
+the training split is trained on, and activations are bfloat16 (big_vision:
+float32).
 """
 
 from vit_jax import defaults
@@ -67,6 +69,7 @@ def get_config(argument=''):
   config.optim.lr = 1e-3
   config.optim.warmup = '10k steps'
   config.optim.weight_decay = 0.1  # times lr: the 1e-4 of the papers
+  config.optim.moments = 'bfloat16'
 
   config.data.name = 'tfds:imagenet2012'
   config.data.examples = 1_281_167

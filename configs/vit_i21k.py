@@ -15,10 +15,11 @@ S/16, light2 for B/32 and B/16 (here the default), medium2 for L/16.
 Source: arXiv 2106.10270. Expected: once fine-tuned on ImageNet-1k at 224, S/16
   81.40, B/16 84.53, L/16 85.86 % (timm's evaluation of Google's weights).
   Hardware: not said. Run here: no.
-We differ: weights of the paper have a CLS token, these a mean (big_vision); the
-rule for other batches is ours (Adam: arXiv 2205.10287). PATH holds the tar
-shards train-*.tar and test-*.tar of 21,843 classes; the count of their pictures
-is data.examples, here that of the whole set, checked when they are opened.
+We differ: weights of the paper have a CLS token, these a mean (big_vision);
+activations are bfloat16 (big_vision: float32); the rule for other batches is
+ours (Adam: arXiv 2205.10287). PATH holds the tar shards train-*.tar and
+test-*.tar of 21,843 classes; the count of their pictures is data.examples, here
+that of the whole set, checked when they are opened.
 """
 
 from vit_jax import defaults

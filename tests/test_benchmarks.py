@@ -1,5 +1,6 @@
 """The benchmarks run, agree with each other, and answer mistakes."""
 
+import importlib.util
 import json
 
 import jax
@@ -13,6 +14,7 @@ from benchmarks import input as input_benchmark
 from benchmarks import measure, mnist, peers, results
 from tests import torch_reference
 from tests.conftest import ROOT
+from vit_jax.errors import UserError
 from vit_jax.workdir import write_json
 
 
@@ -112,6 +114,25 @@ def test_the_page_of_results(monkeypatch):
   assert 'at abc1234, def5678+' in text and 'the pixels gets\n91.2' in text
   assert 'took 1.50 times as long' in ' '.join(text.split())
   assert '`knn_20` | 50.00 ± 0.00' in text
+
+
+@pytest.mark.parametrize('missing', [(), ('timm',), ('mlxtend', 'torch')])
+def test_results_want_packages_before_anything(
+  tmp_path, monkeypatch, capsys, missing
+):
+  def write(folder):
+    raise UserError('begun')
+
+  find = importlib.util.find_spec
+  told = lambda name: None if name in missing else find('json')  # noqa: E731
+  monkeypatch.setattr(results.importlib.util, 'find_spec', told)
+  monkeypatch.setattr(mnist, 'write', write)
+  folder = tmp_path / 'w'
+  assert benchmarks.main(['results', f'--workdir={folder}']) == 2
+  said = capsys.readouterr().err
+  needs = f'results needs {", ".join(missing)}, not installed here: make .venv'
+  assert (needs in said) == bool(missing) != ('begun' in said)
+  assert folder.exists() != bool(missing) and said.count('\n') == 1
 
 
 def test_results_are_kept_of_the_same_command(tmp_path, monkeypatch):

@@ -77,6 +77,47 @@ def test_a_ridge_is_scikits(features):
   assert not np.allclose(queries @ weights + bias, other)
 
 
+@pytest.fixture
+def placed(monkeypatch):
+  """(devices, replicated) of what is put on devices, in a list."""
+  found, put = [], jax.device_put
+
+  def device_put(x, *args, **kwargs):
+    result = put(x, *args, **kwargs)
+    for array in jax.tree.leaves(result):
+      where = array.sharding
+      found.append((len(where.device_set), where.is_fully_replicated))
+    return result
+
+  monkeypatch.setattr(jax, 'device_put', device_put)
+  return found
+
+
+@pytest.mark.parametrize(
+  'batch, replicated', [(16, False), (8, False), (7, True)]
+)
+def test_batches_of_a_probe_are_divided(features, placed, batch, replicated):
+  """Those that the devices divide; any trains the same heads."""
+  x, y, *_ = features
+  options = {'epochs': 1, 'batch': batch, 'decay': 0.0}
+  heads = probes.train_heads(x[:batch], y[:batch], 5, (1.0,), **options)
+  assert placed == [(8, replicated)] * 2  # images and labels
+  centred = y[:batch, None] == np.arange(5)
+  step = x[:batch].T @ (centred - 0.2) / batch  # from zero: 1/5 of each class
+  assert np.allclose(heads[0, :-1], step, atol=1e-5)
+
+
+def test_queries_of_neighbours_are_divided(features, placed, monkeypatch):
+  x, y, queries, _ = features
+  found = neighbours.neighbours(queries[:21], x, y, 3)  # padded to 24
+  assert placed == [(8, False)]
+  one = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ('rows',))
+  monkeypatch.setattr(neighbours, 'local_mesh', lambda: one)
+  alone = neighbours.neighbours(queries[:21], x, y, 3)
+  assert placed[1:] == [(1, True)]  # the control
+  assert np.array_equal(found[1], alone[1])
+
+
 def test_a_few_of_each_class(features):
   _, y, *_ = features
   rows = probes.few_of_each(y, 5, 7, 0)
@@ -215,6 +256,84 @@ def test_features_are_of_the_split_they_are_named(view):
   assert metrics == {'knn_5': pytest.approx(score, abs=1e-6)}
 
 
+@pytest.fixture
+def kept(view, monkeypatch):
+  """What an evaluator keeps of each example, by its name."""
+  found = {}
+  keep = lambda name, **rows: found.update({name: rows})  # noqa: E731
+  monkeypatch.setattr(view, 'keep', keep)
+  return found
+
+
+def test_few_shots_are_a_ridge_of_scikits(view, kept):
+  """By mean and deviation of the few, onto -1 and 1."""
+  features, labels = view.train_features
+  rows = probes.few_of_each(labels, 10, 3, 0)
+  test, truth = view.features
+
+  def theirs(scale_by):
+    mean, deviation = features[scale_by].mean(0), features[scale_by].std(0)
+    x, queries = (
+      ((of - mean) / deviation).astype(float) for of in (features[rows], test)
+    )
+    model = RidgeCV(probes.PENALTIES).fit(x, 2 * np.eye(10)[labels[rows]] - 1)
+    return model.predict(queries).argmax(1)
+
+  metrics = probes.fewshot(view, 3)
+  expected = theirs(rows)
+  assert metrics == {'fewshot_3': (expected == truth).mean()}
+  assert (kept['fewshot_3']['prediction'] == expected).all()
+  control = theirs(slice(None))  # by those of the whole split
+  assert (control != expected).any()
+
+
+def test_a_rate_is_chosen_by_examples_held_out(view, kept, monkeypatch):
+  """A tenth of the training split, of which no head was trained."""
+  seen, train_heads, scores = {}, probes.train_heads, probes.scores
+
+  def training(x, y, *args, **kwargs):
+    seen['trained'] = x, y
+    return train_heads(x, y, *args, **kwargs)
+
+  def scoring(order):
+    def score(heads, x, y):
+      seen['held'], seen['heads'] = (x, y), heads
+      seen['scores'] = scores(heads, x, y)[order]
+      return seen['scores']
+
+    return score
+
+  monkeypatch.setattr(probes, 'train_heads', training)
+  rates = (1e-4, 1.0, 1e-3)
+
+  def probed(order):
+    monkeypatch.setattr(probes, 'scores', scoring(order))
+    return probes.linear_probe(view, epochs=3, batch=64, rates=rates)
+
+  metrics = probed([0, 1, 2])
+  train, test = probes.standardised(view.train_features[0], view.features[0])
+  labels = view.train_features[1]
+
+  def rows(x, y):
+    return sorted((a.tobytes(), int(b)) for a, b in zip(x, y, strict=True))
+
+  held, trained, all_of_them = (
+    rows(*pair) for pair in (seen['held'], seen['trained'], (train, labels))
+  )
+  assert len(held) == len(train) // 10 and not set(held) & set(trained)
+  assert sorted(held + trained) == all_of_them
+  tested = rows(test, view.features[1])
+  assert not set(tested) & set(all_of_them)  # so that it could be told
+  best = int(np.argmax(scores(seen['heads'], *seen['held'])))
+  answers = probes.answers(seen['heads'][best], test)
+  assert metrics['linear_probe_rate'] == rates[best] == 1.0
+  assert metrics['linear_probe'] == (answers == view.features[1]).mean()
+  assert (kept['linear_probe']['prediction'] == answers).all()
+  control = probed([1, 0, 2])
+  assert control['linear_probe_rate'] == rates[0]
+  assert control['linear_probe'] < metrics['linear_probe']
+
+
 def test_the_command(run, capsys, tmp_path):
   flags = [f'--workdir={run}', f'--evaluators={CALLS}', '--json']
   assert cli.main(['evaluate', *flags, f'--pictures={tmp_path / "p"}']) == 0
@@ -276,6 +395,9 @@ def test_features_of_weights_for_other_classes(run, capsys, tmp_path):
     ('knn(neighbours=3)', 'Arguments: k, temperature'),
     ('linear_probe(rates=())', 'at least one, all above 0'),
     ('linear_probe(rates=(0.1, -1.0))', 'at least one, all above 0'),
+    ('linear_probe(rates=(0.1, 1e400))', 'rates = (0.1, inf) is not finite'),
+    ('linear_probe(decay=1e400)', 'decay = inf is not finite'),
+    ('knn(k=20, k=3)', 'k is given more than once: 20, 3'),
     ('classification(bins=100000000000)', '1 to 1000'),
     ('knn(2000)', 'the training split has 1437 examples'),
     ('fewshot(500)', 'class number 0 has'),
@@ -326,6 +448,16 @@ def test_calls_are_told_apart():
     'real(a)',
     'linear_probe(10, rates=(0.1, 0.2))',
   )
+  text = """on('tar:a(b, c'), real("x]"), linear_probe(rates=[1, 2]), knn"""
+  expected = (
+    "on('tar:a(b, c')",
+    'real("x]")',
+    'linear_probe(rates=[1, 2])',
+    'knn',
+  )
+  assert evaluators.split_calls(text) == expected
+  # A quote that is none, and what is not closed, are left to the messages.
+  assert evaluators.split_calls("don't(1), knn(3") == ("don't(1)", 'knn(3')
 
 
 def write_pictures(folder, view, classes, count=8):

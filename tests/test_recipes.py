@@ -1,11 +1,12 @@
 """The recipes of configs/: what they promise and build; what differs."""
 
 import functools
+import re
 
 import jax
 import pytest
 
-from tests.recipes import TARGETS, TAUGHT, load, saved
+from tests.recipes import TARGETS, TAUGHT, header, load, saved
 from vit_jax import config as config_lib
 from vit_jax import plan, recipe, train, trees
 from vit_jax.data import ops
@@ -256,3 +257,17 @@ def test_a_run_says_it_before_its_first_step(
   out = said(**promise, **other)
   assert 'not as the recipe has it: batch 32, not 64' in out
   assert '  learning rate: 0.001, not 0.002' in out
+
+
+def test_the_baseline_is_the_other_but_for_what_its_header_says():
+  (said,) = re.findall(r'Without an argument: [^;]*;', header('vit_i1k'))
+  named = set(re.findall(r'\((\w+\.\w+)\)', said))
+  ours = config_lib.flat(load('vit_i1k'))
+
+  def differ(**overrides):
+    other = config_lib.flat(load('vit_s16_i1k', **overrides))
+    return {name for name in ours if ours[name] != other[name]}
+
+  assert differ() == named and len(named) == 2
+  control = differ(optim__moments='float32')
+  assert control == named | {'optim.moments'}

@@ -26,8 +26,8 @@ def _draw(path: Path, setup: Setup, evaluations: dict, lines: list):
       rows = dict(file)
     if 'prediction' in rows:
       group = setup.config.data[name]
-      where = path / 'mistakes.png'
-      draw_mistakes(loader, group.ops, rows, setup.info.classes, where)
+      figure = draw_mistakes(loader, group.ops, rows, setup.info.classes)
+      figure.savefig(path / 'mistakes.png')
 
 
 def finish(

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -122,12 +123,20 @@ def parse(path: str, text: str, hint: Any) -> Any:
   return coerce(path, value, hint)
 
 
+def _finite(value: Any) -> bool:
+  if isinstance(value, tuple):
+    return all(map(_finite, value))
+  return not isinstance(value, float) or math.isfinite(value)
+
+
 def _argument(field: str, value: Any, hint: Any) -> Any:
-  """The value as the type says, within its limits."""
-  if typing.get_origin(hint) is not Annotated:
-    return coerce(field, value, hint)
-  hint, words, within = typing.get_args(hint)
+  """The value as the type says, finite, within its limits."""
+  words, within = '', lambda _: True
+  if typing.get_origin(hint) is Annotated:
+    hint, words, within = typing.get_args(hint)
   value = coerce(field, value, hint)
+  if not _finite(value):  # 1e400, which is Python's infinity
+    raise UserError(f'{field} = {value!r} is not finite.')
   if not within(value):
     raise UserError(f'{field} = {value!r}: expected a number {words}.')
   return value
@@ -141,11 +150,19 @@ def _read_call(field: str, text: str, what: str) -> tuple[str, list, dict]:
     if not isinstance(call.func, ast.Name):
       raise ValueError
     args = [ast.literal_eval(a) for a in call.args]
-    kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    given = [(str(k.arg), ast.literal_eval(k.value)) for k in call.keywords]
   except (SyntaxError, ValueError):
     raise UserError(
       f"{field}: {text!r} is not an {what}. Write 'name' or 'name(10, 0.1)'."
     ) from None
+  kwargs = dict(given)
+  for name in kwargs:  # to the parser the last one counts
+    values = [repr(value) for key, value in given if key == name]
+    if len(values) > 1:
+      raise UserError(
+        f'{field}: {text!r}: {name} is given more than once: '
+        f'{", ".join(values)}. Keep one.'
+      )
   return call.func.id, args, kwargs
 
 

@@ -5,6 +5,7 @@
 arguments, to metrics by name. `view.py` has what they share.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {
   'segmentation': segmentation,
 }
 _OF_MASKS = ('segmentation',)  # the others want one label an image
+_PART = r"""(?s)'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|."""  # quoted, or a letter
 OF_FEATURES = ('knn', 'fewshot', 'linear_probe')  # and no head
 
 
@@ -88,10 +90,10 @@ def run_all(field: str, texts: Sequence[str], view: View) -> dict[str, float]:
 def split_calls(text: str) -> tuple[str, ...]:
   """'knn(20), on(a, b)' -> ('knn(20)', 'on(a, b)')."""
   calls, depth = [''], 0
-  for letter in text:
-    depth += (letter == '(') - (letter == ')')
-    if letter == ',' and not depth:
+  for part in re.findall(_PART, text):
+    depth += (part in ('(', '[')) - (part in (')', ']'))
+    if part == ',' and not depth:
       calls.append('')
     else:
-      calls[-1] += letter
+      calls[-1] += part
   return tuple(call.strip() for call in calls if call.strip())

@@ -1,7 +1,6 @@
 """What a classifier takes for what, and its worst mistakes as pictures."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from vit_jax.data import ops
 from vit_jax.data.loader import Loader
 
-_NAMED, _NUMBERED, _SHOWN = 40, 15, 12  # classes, classes, pictures
+_NAMED, _NUMBERED = 40, 15  # classes
 
 
 def confusion(
@@ -19,6 +18,12 @@ def confusion(
   table = np.zeros((classes, classes), int)
   np.add.at(table, (labels, predictions), 1)
   return table
+
+
+def worst(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+  """The rows (n,) of all wrong answers, that of largest loss first."""
+  wrong = np.flatnonzero(rows['label'] != rows['prediction'])
+  return wrong[np.argsort(-rows['nll'][wrong], kind='stable')]
 
 
 def _short(name: str) -> str:
@@ -52,27 +57,24 @@ def draw_mistakes(
   texts: Sequence[str],
   rows: Mapping[str, np.ndarray],
   classes: Sequence[str],
-  path: Path,
-):
-  """Writes a PNG: the confusion matrix, and the wrong answers of largest loss.
+) -> Figure:
+  """The confusion matrix, and the wrong answers of largest loss.
 
   Args:
     loader: of the split.
     texts: its ops, which are undone for the pictures.
     rows: label, prediction, confidence, nll, record of its examples.
     classes: names.
-    path: of the PNG.
   """
   figure = Figure((12.5, 6), dpi=110, layout='constrained')
   left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
   table = confusion(rows['label'], rows['prediction'], len(classes))
   _draw_confusion(left.subplots(), table, classes)
-  wrong = np.flatnonzero(rows['label'] != rows['prediction'])
-  worst = wrong[np.argsort(-rows['nll'][wrong], kind='stable')][:_SHOWN]
+  wrong = worst(rows)
   axes = right.subplots(3, 4)
   for axis in axes.flat:
     axis.set_axis_off()
-  for axis, row in zip(axes.flat, worst, strict=False):
+  for axis, row in zip(axes.flat, wrong, strict=False):
     record = int(rows['record'][row])
     example = loader.source[record]
     context = loader.context(0, record, example['key'])
@@ -84,6 +86,6 @@ def draw_mistakes(
       f'({rows["confidence"][row]:.0%})',
       fontsize=8,
     )
-  some = f'the worst {len(worst)} of ' if len(wrong) > len(worst) else ''
+  some = f'the worst {axes.size} of ' if len(wrong) > axes.size else ''
   right.suptitle(f'{some}{len(wrong):,} mistakes', fontsize=11)
-  figure.savefig(path)
+  return figure
