@@ -10,7 +10,6 @@ python -m benchmarks results --workdir=W   trains what docs/results.md tells of
 import argparse
 import importlib
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -75,18 +74,8 @@ def render(records: dict[str, Any], page: Path):
   """
   from benchmarks import measure
 
-  text = page.read_text()
   for name, made in records.items():
-    mark = rf'(<!-- benchmarks {name} -->\n)(.*?)(<!-- end -->)'
-    if not re.search(mark, text, re.DOTALL):
-      raise UserError(f'{page} has no place for {name}: <!-- benchmarks {name}')
-    filled = f'\\g<1>\n{_plain(measure.markdown(made))}\n\n\\g<3>'
-    text = re.sub(mark, filled, text, flags=re.DOTALL)
-  page.write_text(text)
-
-
-def _plain(text: str) -> str:
-  return text.replace('\\', r'\\')
+    measure.fill(page, name, measure.markdown(made))
 
 
 def _one(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,9 +88,14 @@ def _one(args: argparse.Namespace) -> dict[str, Any]:
   return run(args.rounds)
 
 
-def _all(args: argparse.Namespace) -> dict[str, Any]:
-  """Each in a process of its own, so that none inherits what another left."""
+def _all(args: argparse.Namespace) -> list[str]:
+  """Each in a process of its own, so that none inherits what another left.
+
+  Returns:
+    Those that failed.
+  """
   records: dict[str, Any] = {}
+  failed = []
   with tempfile.TemporaryDirectory() as folder:
     for name in MEASURED:
       file = Path(folder) / f'{name}.json'
@@ -109,12 +103,12 @@ def _all(args: argparse.Namespace) -> dict[str, Any]:
       command += [f'--{k}={getattr(args, k)}' for k in ('images', 'batches')]
       done = subprocess.run([*command, f'--rounds={args.rounds}'])
       if done.returncode:
-        print(f'benchmarks: {name} failed', file=sys.stderr)
+        failed.append(name)
         continue
       records |= _read(file)
       if args.output:  # what is measured is kept, whatever comes
         args.output.write_text(json.dumps(records, indent=1) + '\n')
-  return records
+  return failed
 
 
 def _run(args: argparse.Namespace):
@@ -137,7 +131,8 @@ def _run(args: argparse.Namespace):
       raise UserError('results needs --workdir=DIR for its runs.')
     print(results.run(args.workdir))
   elif args.name == 'all':
-    _all(args)
+    if failed := _all(args):
+      raise UserError(f'failed, see above: {", ".join(failed)}')
   else:
     from benchmarks import measure
 

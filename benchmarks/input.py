@@ -82,6 +82,7 @@ def run(images: int, rounds: int, batches: int) -> dict[str, Any]:
     folder = Path(name)
     kilobytes = make_pictures(folder, images)
     agree = peers.agreement(folder)
+    assert agree['ours'] < 1, f'ours resizes otherwise than Pillow: {agree}'
     side = functools.partial(_side, folder, batches)
     found, died = measure.in_turn(side, names, rounds)
   rates = {name: measure.median(values) for name, values in found.items()}

@@ -7,6 +7,7 @@ stays in the side.
 
 import functools
 import importlib.util
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -197,7 +198,38 @@ SIDES: dict[str, Callable[[Any], Side]] = {
   'timm, bfloat16 autocast': lambda case: _timm(case, True),
   'Hugging Face': _huggingface,
 }
+
+
+def _product(dtype: str) -> Callable[[], float]:
+  """FLOP/s that the models here can hope for: XLA's best of a few."""
+  from vit_jax.speed import measured
+
+  return lambda: measured.__wrapped__(dtype)
+
+
+def _torch_product() -> Callable[[], float]:
+  import torch
+
+  x = torch.ones((1024, 1024))
+
+  def best() -> float:
+    seconds = []
+    for _ in range(8):
+      begun = time.perf_counter()
+      torch.mm(x, x)
+      seconds.append(time.perf_counter() - begun)
+    return 2 * 1024**3 / min(seconds)
+
+  return best
+
+
+PRODUCTS: dict[str, Callable[[], Callable[[], float]]] = {
+  'one product, float32': lambda: _product('float32'),
+  'one product, bfloat16': lambda: _product('bfloat16'),
+  'one product, float32, torch': _torch_product,
+}
 _NEEDS = {
+  'one product, float32, torch': 'torch',
   'timm': 'timm',
   'timm, bfloat16 autocast': 'timm',
   'Hugging Face': 'transformers',

@@ -3,9 +3,8 @@
 The same parameters, carried by vit_jax/weights, the same images; before
 anything is timed, logits and the norm of the gradient have to agree. A training
 step is forward, backward and AdamW. Ours is the step that `train` runs: it also
-clips, looks for what is not finite and measures norms. One
-product, of (1024, 1024) matrices, says what this CPU can do. Peers (none is
-needed):
+clips, looks for what is not finite and measures norms. One product, of
+(1024, 1024) matrices, says what this CPU can do. Peers (none is needed):
 
   pip install torch==2.13.0 transformers && pip install --no-deps timm
 """
@@ -24,16 +23,11 @@ import numpy as np
 
 from benchmarks import measure, sides
 from vit_jax.models import ViT, flops
-from vit_jax.speed import measured
 
 GOALS = {  # of CPUs
   ('ours', 'textbook flax'): (1.0, 1.0),
   ('ours', 'timm'): (1.3, 1.6),
   ('ours, bfloat16', 'ours'): (1.0, 1.3),
-}
-PRODUCTS = {
-  'one product, float32': 'float32',
-  'one product, bfloat16': 'bfloat16',
 }
 
 
@@ -57,7 +51,10 @@ class Case:
 
 
 def _make(case: Case, name: str):
-  """(a round, {'logits', 'norm'}) of a side."""
+  """(a round, {'logits', 'norm'}) of a side; of a product, its FLOP/s."""
+  if name in sides.PRODUCTS:
+    product = sides.PRODUCTS[name]()
+    return lambda: {'GFLOP/s': product() / 1e9}, None
   infer, train = sides.SIDES[name](case)
   logits, norm = np.asarray(infer(), np.float32), float(train())
   infer(), train()
@@ -76,6 +73,7 @@ def _make(case: Case, name: str):
 
 def differences(facts: dict[str, Any]) -> dict[str, tuple[float, float]]:
   """Of each side from ours in float32: relative, of logits and of the norm."""
+  facts = {name: found for name, found in facts.items() if found}
   wanted = facts['ours']
   scale = np.abs(wanted['logits']).max()
   return {
@@ -115,8 +113,9 @@ def run(
   with tempfile.TemporaryDirectory() as name:
     case = Case(Path(name), variant, size, batch)
     sides.write_weights(case)
-    names = [name for name in sides.SIDES if not sides.missing(name)]
-    absent = {n: sides.missing(n) for n in sides.SIDES if n not in names}
+    every = [*sides.SIDES, *sides.PRODUCTS]
+    names = [name for name in every if not sides.missing(name)]
+    absent = {n: sides.missing(n) for n in every if n not in names}
     make = functools.partial(_make, case)
     found, died = measure.in_turn(make, names, rounds, checked)
   medians = {name: measure.median(values) for name, values in found.items()}
@@ -136,11 +135,13 @@ def run(
       *(f'{x:.1g}' for x in kept[name]),
     )
     for name, m in medians.items()
+    if name in sides.SIDES
   ]
-  for name, dtype in PRODUCTS.items():
-    peak = measured(dtype) / 1e9
-    rows.append((name, '', peak, '', '', peak, *[''] * 3))
-    rates[f'{name}: GFLOP/s'] = peak
+  rows += [
+    (name, '', m['GFLOP/s'], '', '', m['GFLOP/s'], *[''] * 3)
+    for name, m in medians.items()
+    if name in sides.PRODUCTS
+  ]
   rows += [(n, why, *[''] * 7) for n, why in (absent | died).items()]
   columns = ('', 'training, images/s', 'GFLOP/s', 'ours / it')
   columns += ('inference, images/s', 'GFLOP/s', 'ours / it')

@@ -1,5 +1,6 @@
 """The benchmarks run, agree with each other, and answer mistakes."""
 
+import ast
 import importlib.util
 import json
 
@@ -10,8 +11,18 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import (
+  attention,
+  checkpoint,
+  measure,
+  mnist,
+  peers,
+  results,
+  results_page,
+  sides,
+  step,
+)
 from benchmarks import input as input_benchmark
-from benchmarks import measure, mnist, peers, results
 from tests import torch_reference
 from tests.conftest import ROOT
 from vit_jax.errors import UserError
@@ -100,20 +111,49 @@ def test_digits_of_mnist_as_a_folder(tmp_path, monkeypatch):
   mnist.write(tmp_path / 'mnist')  # it is there
 
 
-def test_the_page_of_results(monkeypatch):
+@pytest.mark.parametrize('apart, words', [(0.005, 'within'), (0.02, 'NOT')])
+def test_the_page_of_results(monkeypatch, apart, words):
   monkeypatch.setattr(mnist, 'svm', lambda: 0.912)
   one = {'seconds': 60.0, 'commit': 'abc1234'}
   seeds = [one | {'accuracy': a} for a in (0.97, 0.98, 0.99)]
   names = (*results.TRAINED, 'timm')
   found = {name: seeds for name in names}
-  found['timm'] = [r | {'seconds': 90.0} for r in seeds]
+  found['timm'] = [
+    r | {'seconds': 90.0, 'accuracy': r['accuracy'] - apart} for r in seeds
+  ]
   probed = {'knn_20': 0.5, 'fewshot_10': 0.4, 'linear_probe': 0.6}
   found['probe'] = [one | probed | {'commit': 'def5678+'}] * 3
-  text = results._text(found, 0.5)
-  assert 'from scratch | 98.00 ± 1.00 | 97.00, 98.00, 99.00 | 60 |' in text
-  assert 'at abc1234, def5678+' in text and 'the pixels gets\n91.2' in text
-  assert 'took 1.50 times as long' in ' '.join(text.split())
-  assert '`knn_20` | 50.00 ± 0.00' in text
+  text = results_page.text(found, 0.5, [['vit_jax', 'train', "--x='a b'"]])
+  row = 'MNIST (`configs/mnist.py`) | 98.00 ± 1.00 | 97.00, 98.00, 99.00 | 60 |'
+  assert row in text and row in results_page.table(found)
+  text = ' '.join(text.split())
+  assert 'at abc1234, def5678+' in text and 'the SVM gets 91.2' in text
+  assert 'an RBF SVM gets 99.17, 3 nearest neighbours 98.06' in text
+  assert f'ours is +{100 * apart:.2f} points from it, {words}' in text
+  assert 'it took 1.50 times as long' in text
+  assert '`knn_20` | 50.00 ± 0.00' in text and '"--x=\'a b\'"' in text
+
+
+RAN = {
+  'digits': 'digits',
+  'hybrid_digits': 'hybrid',
+  'mnist': 'mnist40',
+  'folder': 'mnist40',
+  'finetune': 'tuned',
+}
+
+
+@pytest.mark.parametrize('name', RAN)
+def test_headers_have_the_numbers_of_the_page(name):
+  """That is made by a command, as they are not; the readme has its table."""
+  what = results.TRAINED[RAN[name]][1]
+  page = (ROOT / 'docs' / 'results.md').read_text()
+  (row,) = (x for x in page.splitlines() if x.startswith(f'| {what} |'))
+  assert row in (ROOT / 'README.md').read_text()
+  header = ast.get_docstring(
+    ast.parse((ROOT / 'configs' / f'{name}.py').read_text())
+  )
+  assert row.split('|')[2].strip() in ' '.join(header.split())
 
 
 @pytest.mark.parametrize('missing', [(), ('timm',), ('mlxtend', 'torch')])
@@ -159,7 +199,9 @@ def test_results_are_kept_of_the_same_command(tmp_path, monkeypatch):
   flags, what = results.TRAINED['pre']
   changed = {'pre': ((*flags, '--config.total=1ep'), what)}
   monkeypatch.setattr(results, 'TRAINED', results.TRAINED | changed)
-  assert again() == ['pre-0', 'tuned-0']
+  assert again() == ['pre-0', 'tuned-0'] and again() == []
+  monkeypatch.setattr(results.config_lib, 'flat', lambda config: {'lr': 1})
+  assert len(again()) == 3  # the files say otherwise now
 
 
 def test_the_recipe_of_mnist_is_that_of_a_folder():
@@ -259,5 +301,63 @@ def test_sides_take_turns(capfd):
 
 
 def test_goals():
-  assert measure.goal(1.2, least=1.0)['met']
-  assert not measure.goal(1.2, most=1.0)['met']
+  assert measure.met(measure.goal(1.2, least=1.0)) == 'met'
+  assert measure.met(measure.goal(1.2, most=1.0)) == 'not met'
+  assert measure.met(measure.goal(0.98, least=1.0)) == 'within noise'
+  assert measure.met(measure.goal(0.96, least=1.0)) == 'not met'
+
+
+def test_ratios_are_of_the_same_rounds():
+  """The machine is half as fast in the second: its ratio is no other."""
+  ones = [{'x': 10.0}, {'x': 5.0}, {'x': 11.0}]
+  others = [{'x': 20.0}, {'x': 10.0}, {'x': 20.0}]
+  assert measure.ratio(ones, others, 'x') == 0.5
+  assert measure.ratio([3.0], [2.0]) == 1.5
+
+
+def test_the_record_of_steps(monkeypatch):
+  """What `step` makes of what its sides measured, one of which died."""
+
+  def in_turn(make, names, rounds, check):
+    images = {'training': 2.0, 'inference': 8.0}
+    found = {n: [images] * rounds for n in names if n in sides.SIDES}
+    found |= {n: [{'GFLOP/s': 200.0}] for n in names if n in sides.PRODUCTS}
+    found['timm'] = [{'training': 4.0, 'inference': 4.0}] * rounds
+    logits = {'logits': np.ones((8, 5)), 'norm': 1.0}
+    check({n: logits if n in sides.SIDES else None for n in found})
+    del found['textbook flax']
+    return found, {'textbook flax': 'its process died'}
+
+  monkeypatch.setattr(measure, 'in_turn', in_turn)
+  monkeypatch.setattr(sides, 'write_weights', lambda case: None)
+  monkeypatch.setattr(sides, 'missing', lambda name: '')
+  made = step.run(3)
+  rows = {r[0]: r[1:] for r in made['tables']['Training and inference']['rows']}
+  # 9.2 GFLOP an image forward, three times that in training.
+  assert rows['ours'][:6] == ['2', '55.2', '1', '8', '73.6', '1']
+  assert rows['timm'][2] == '0.5' and rows['timm'][5] == '2'
+  assert rows['one product, float32'][1] == '200'
+  assert rows['textbook flax'][0] == 'its process died'
+  assert made['goals']['training: ours / timm']['value'] == 0.5
+  assert 'training: ours / textbook flax' not in made['goals']
+  assert all(len(r) == 8 for r in rows.values())
+  assert '| ours | 2 |' in measure.markdown(made)
+
+
+def test_the_record_of_attention(monkeypatch):
+  monkeypatch.setattr(attention, '_ROUND', 1e-3)
+  made = attention.run(2, (17,))
+  rows = made['tables']['Attention']['rows']
+  assert {row[1] for row in rows} == set(attention.DTYPES)
+  assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_records_of_saves_and_loops():
+  made = checkpoint.run(2, 'mu/16')
+  named = [r[0] for r in made['tables']['Checkpoints and evaluation']['rows']]
+  assert 'digest, a part of a save' in named and 'evaluation' in named
+  config = peers._digits()
+  for make in (peers._steps, peers._train):
+    measured = make(config, 3)
+    assert measured(0, 0) > 0

@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from benchmarks import results
+from benchmarks import results_page
 from vit_jax.data.loader import Loader
 from vit_jax.evaluators import calibration
 from vit_jax.viz import mistakes
@@ -104,4 +104,4 @@ def test_a_curve_of_the_page_of_results(tmp_path, batch, epochs):
     '{"step": 20, "eval/test/accuracy": 0.75}\n'
   )
   (tmp_path / 'metrics.jsonl').write_text(lines)
-  assert results._curve(tmp_path) == (epochs, [50.0, 75.0])
+  assert results_page._curve(tmp_path) == (epochs, [50.0, 75.0])
