@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -97,16 +98,14 @@ def test_the_two_commands_of_the_readme(root, pictures, file, tmp_path):
 
   out = run('inspect', '--config=configs/vit_s16_i1k.py')
   assert out.startswith(str(target)) and '22,122,472' in out
-  run(
-    'train',
-    '--config=configs/finetune.py',
-    f'--config.init_from={file[0]}',
-    f'--config.data.name=folder:{pictures}',
-    '--config.batch_size=8',
-    '--config.optim.lr=3e-3',
-    '--config.total=6ep',
-    '--workdir=W',
-  )
+  readme = (root / 'README.md').read_text()
+  own = {'model.safetensors': str(file[0]), 'PATH': str(pictures)}
+  (line,) = (x for x in readme.splitlines() if 'config.init_from=' in x)
+  for name, path in own.items():
+    assert name in line
+    line = line.replace(name, path)
+  small = ['--config.batch_size=8', '--config.optim.lr=3e-3']
+  run(*shlex.split(line)[1:], *small, '--config.total=6ep')
   result = json.loads((tmp_path / 'W' / 'result.json').read_text())
   assert result['metrics']['eval/test/accuracy'] == 1
   for name in ('curves.png', 'mistakes.png'):
