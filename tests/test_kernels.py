@@ -263,8 +263,11 @@ def gpus(monkeypatch):
     ('tpu', 'bfloat16', 64, 640, 'short', ''),
     ('tpu', 'bfloat16', 64, 641, 'splash', ''),
     ('tpu', 'bfloat16', 128, 197, 'short', ''),
-    ('tpu', 'bfloat16', 72, 511, 'xla', ''),  # 72 does not divide 128
-    ('tpu', 'bfloat16', 72, 512, 'splash', ''),
+    ('tpu', 'bfloat16', 80, 255, 'xla', ''),  # 80 does not divide 128
+    ('tpu', 'bfloat16', 80, 256, 'splash', ''),
+    ('tpu', 'bfloat16', 80, 257, 'xla', ''),  # would be 384
+    ('tpu', 'bfloat16', 80, 511, 'splash', ''),
+    ('tpu', 'bfloat16', 80, 513, 'splash', ''),  # 640, the most of padding
     ('tpu', 'bfloat16', 32, 197, 'xla', ''),  # 6 x 32 are not whole 128
     ('tpu', 'float32', 64, 197, 'xla', ''),
     ('tpu', 'float32', 64, 577, 'splash', ''),

@@ -27,10 +27,11 @@ _MADE_FOR = {'cudnn': 'gpu', 'splash': 'tpu', 'short': 'tpu'}
 # v5e's vector unit in float32.
 _LANES, _BLOCK = 128, 1024
 
-# Tokens from which 'auto' takes splash on TPUs where short does not do. By
-# `plan` for a v5e it moves as many bytes as XLA at 196 tokens, padded to 256,
-# and half at 576; from 512 on padding costs 1.6 times at most.
-_LONG = 512
+# Tokens from which 'auto' takes splash on TPUs where short does not do, and how
+# many times as many they may be with their padding. By `plan` for a v5e it moves
+# more bytes than XLA at 196 tokens, padded to 256, and fewer at 256 and 576
+# (docs/scaling.md); of 512 and more padding adds a quarter at most.
+_LONG, _PADDED = 256, 1.25
 
 # Tokens up to which six arrays of a head, (N, N) in float32, fit on the chip.
 _SHORT = 640
@@ -83,7 +84,9 @@ def _best(platform: str, dtype: str, width: int, tokens: int, heads: int):
   why = refusal('short', dtype, width) or _too_much(width, tokens, heads)
   if dtype == 'bfloat16' and not why:
     return 'short'
-  return 'splash' if tokens >= _LONG else 'xla'
+  padded = -(-tokens // _LANES) * _LANES
+  fits = tokens >= _LONG and padded <= _PADDED * tokens
+  return 'splash' if fits else 'xla'
 
 
 def choose(
