@@ -113,7 +113,9 @@ def _kept(file: Path, what: Any, make: Callable[[], dict]) -> dict:
   if found is None or found.get('what') != what:
     commit = str(provenance_of_code()['commit'])
     short = commit[:7] + '+' * commit.endswith('+')  # changes not committed
-    found = make() | {'what': what, 'commit': short}
+    made = make()
+    load = os.getloadavg()[1]  # of five minutes: whatever ran beside it
+    found = {'load': load} | made | {'what': what, 'commit': short}
     write_json(file, found)
   return found
 

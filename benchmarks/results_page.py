@@ -15,6 +15,8 @@ from vit_jax.data.sources import Digits
 from vit_jax.workdir import read_data_info, read_json
 from vit_jax.writers import read_metrics
 
+_BUSY = 3.5  # a load from which other work is told of
+
 
 def _spread(values: Sequence[float]) -> str:
   mean, apart = statistics.fmean(values), statistics.stdev(values)
@@ -128,13 +130,20 @@ def text(
     'python -m ' + ' '.join(map(_quoted, line)) for line in commands
   )
   plain = baselines()
+  # A run itself keeps about two cores busy.
+  loads = [r.get('load', _BUSY + 1) for one in found.values() for r in one]
+  beside = (
+    ' Other work ran beside it, which is in the seconds.'
+    if statistics.median(loads) > _BUSY
+    else ''
+  )
   return f"""# Results that were really run
 
 Written by `python -m benchmarks results --workdir=W`, which trains all of it:
 {cpu()}, load {load:.1f} when it began, at {', '.join(commits)}. Three
 seeds: mean and standard deviation of the test accuracy in percent, each of
 them, and the median of the seconds of the whole command (start, compilation,
-evaluations).
+evaluations).{beside}
 
 {table(found)}
 

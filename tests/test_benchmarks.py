@@ -114,7 +114,7 @@ def test_digits_of_mnist_as_a_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize('apart, words', [(0.005, 'within'), (0.02, 'NOT')])
 def test_the_page_of_results(monkeypatch, apart, words):
   monkeypatch.setattr(mnist, 'svm', lambda: 0.912)
-  one = {'seconds': 60.0, 'commit': 'abc1234'}
+  one = {'seconds': 60.0, 'commit': 'abc1234', 'load': 2.0}
   seeds = [one | {'accuracy': a} for a in (0.97, 0.98, 0.99)]
   names = (*results.TRAINED, 'timm')
   found = {name: seeds for name in names}
@@ -131,6 +131,9 @@ def test_the_page_of_results(monkeypatch, apart, words):
   assert 'an RBF SVM gets 99.17, 3 nearest neighbours 98.06' in text
   assert f'ours is +{100 * apart:.2f} points from it, {words}' in text
   assert 'it took 1.50 times as long' in text
+  assert 'Other work' not in text
+  found |= {name: [r | {'load': 9.0} for r in seeds] for name in names}
+  assert 'Other work ran beside it' in results_page.text(found, 0.5, [])
   assert '`knn_20` | 50.00 ± 0.00' in text and '"--x=\'a b\'"' in text
 
 
