@@ -27,7 +27,7 @@ def draw(folder: Path, path: Path):
   """Test accuracy over the epochs of all that is trained, each seed a line."""
   figure = Figure((9.6, 4.2), dpi=120, layout='constrained')
   panels = figure.subplots(1, 2)
-  shown = (('digits', 'hybrid', 'pre'), ('mnist40', 'mnist', 'faster', 'tuned'))
+  shown = (('digits', 'hybrid', 'pre'), ('mnist40', 'mnist', 'tuned', 'faster'))
   for axis, names in zip(panels, shown, strict=True):
     for number, name in enumerate(names):
       for seed in results.SEEDS:

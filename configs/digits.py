@@ -2,8 +2,8 @@
 
 Command:  make digits
 Source:   ours.
-Expected: eval/test/accuracy 0.994 (seeds 0, 1, 2: 0.992, 0.997, 0.994); an RBF
-  SVM on the same split gets 0.992, 3 nearest neighbours 0.981.
+Expected: test accuracy 99.44 ± 0.28 % (seeds 0, 1, 2: 99.17, 99.72, 99.44); an
+  RBF SVM on the same split gets 99.17 %, 3 nearest neighbours 98.06 %.
 Hardware: 2 CPU cores, 75 to 155 seconds. Run here: yes.
 """
 

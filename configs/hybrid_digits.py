@@ -3,8 +3,8 @@
 Command:  python -m vit_jax train --config=configs/hybrid_digits.py --workdir=W
 The digits enlarged to 32x32; a stem of stride 4 (7x7 convolution, max-pool) and
 patches of 2 on its map: 16 tokens, as in configs/digits.py.
-Source: ours. Expected: eval/test/accuracy 0.986 (seed 0). Hardware: 2 CPU
-  cores, 130 seconds beside other jobs. Run here: yes.
+Source: ours. Expected: test accuracy 98.43 ± 0.58 % (seeds 0, 1, 2:
+  97.78, 98.89, 98.61). Hardware: 2 CPU cores, 71 seconds. Run here: yes.
 """
 
 from vit_jax import defaults
