@@ -86,14 +86,25 @@ def _beside(ours: list[dict], theirs: list[dict]) -> str:
   spreads = [statistics.stdev(side) for side in values]
   within = 'within' if abs(apart) <= max(spreads) else 'NOT within'
   ratios = [
-    t['seconds'] / o['seconds'] for t, o in zip(theirs, ours, strict=True)
+    o['seconds'] / t['seconds'] for t, o in zip(theirs, ours, strict=True)
   ]
   return (
-    f'ours is {apart:+.2f} points from it, {within} the spread (standard '
-    f'deviations of {spreads[0]:.2f} and {spreads[1]:.2f}); it took '
-    f'{statistics.median(ratios):.2f} times as long (of the seeds: '
+    f'ours is {apart:+.2f} points from it,\n{within} the spread (standard '
+    f'deviations of {spreads[0]:.2f} and {spreads[1]:.2f}), and took\n'
+    f'{statistics.median(ratios):.2f} times as long as it (of the seeds: '
     f'{", ".join(f"{r:.2f}" for r in ratios)})'
   )
+
+
+def _beside_others(name: str, rows: list[dict]) -> str:
+  """The row's name if the machine did other things; '' if it did not.
+
+  A run itself keeps about two cores busy.
+  """
+  loads = [r.get('load') for r in rows]
+  if None in loads:  # of a version that did not look
+    return f'`{name}` (perhaps)'
+  return f'`{name}`' if statistics.median(loads) > _BUSY else ''
 
 
 def _pixels(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -130,13 +141,10 @@ def text(
     'python -m ' + ' '.join(map(_quoted, line)) for line in commands
   )
   plain = baselines()
-  # A run itself keeps about two cores busy.
-  loads = [r.get('load', _BUSY + 1) for one in found.values() for r in one]
-  beside = (
-    ' Other work ran beside it, which is in the seconds.'
-    if statistics.median(loads) > _BUSY
-    else ''
-  )
+  busy = [_beside_others(name, rows) for name, rows in found.items()]
+  beside = ', '.join(filter(None, busy))
+  if beside:
+    beside = f' Other work ran beside {beside}, which is in their seconds.'
   return f"""# Results that were really run
 
 Written by `python -m benchmarks results --workdir=W`, which trains all of it:

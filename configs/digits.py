@@ -4,7 +4,7 @@ Command:  make digits
 Source:   ours.
 Expected: test accuracy 99.44 ± 0.28 % (seeds 0, 1, 2: 99.17, 99.72, 99.44); an
   RBF SVM on the same split gets 99.17 %, 3 nearest neighbours 98.06 %.
-Hardware: 2 CPU cores, 75 to 155 seconds. Run here: yes.
+Hardware: 2 CPU cores, 100 to 170 seconds. Run here: yes.
 """
 
 from vit_jax import defaults

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -130,10 +131,12 @@ def test_the_page_of_results(monkeypatch, apart, words):
   assert 'at abc1234, def5678+' in text and 'the SVM gets 91.2' in text
   assert 'an RBF SVM gets 99.17, 3 nearest neighbours 98.06' in text
   assert f'ours is +{100 * apart:.2f} points from it, {words}' in text
-  assert 'it took 1.50 times as long' in text
+  assert 'and took 0.67 times as long as it' in text
   assert 'Other work' not in text
   found |= {name: [r | {'load': 9.0} for r in seeds] for name in names}
-  assert 'Other work ran beside it' in results_page.text(found, 0.5, [])
+  assert 'Other work ran beside `digits`' in results_page.text(found, 0.5, [])
+  found['digits'] = [{'accuracy': 0.9, 'seconds': 1, 'commit': ''}] * 3
+  assert 'beside `digits` (perhaps)' in results_page.text(found, 0.5, [])
   assert '`knn_20` | 50.00 ± 0.00' in text and '"--x=\'a b\'"' in text
 
 
@@ -156,7 +159,21 @@ def test_headers_have_the_numbers_of_the_page(name):
   header = ast.get_docstring(
     ast.parse((ROOT / 'configs' / f'{name}.py').read_text())
   )
-  assert row.split('|')[2].strip() in ' '.join(header.split())
+  header = ' '.join(header.split())
+  mean, each = (cell.strip() for cell in row.split('|')[2:4])
+  assert mean in header and (each in header or 'three seeds' in header)
+  recipes = (ROOT / 'docs' / 'recipes.md').read_text()
+  (line,) = (x for x in recipes.splitlines() if x.startswith(f'| [`{name}.py`'))
+  share = f'{float(mean.split()[0]):.1f} %'
+  assert share in line.split('|')[5]
+
+
+def test_the_other_methods_of_headers_are_those_of_the_page():
+  page = (ROOT / 'docs' / 'results.md').read_text()
+  for name in ('digits', 'mnist'):
+    header = (ROOT / 'configs' / f'{name}.py').read_text()
+    for number in re.findall(r'(?:SVM|neighbours)[^%]*? ([\d.]+) %', header):
+      assert number in page
 
 
 @pytest.mark.parametrize('missing', [(), ('timm',), ('mlxtend', 'torch')])
