@@ -4,12 +4,15 @@ import dataclasses
 import json
 import re
 import shutil
+import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
@@ -532,6 +535,44 @@ def test_a_class_without_examples_is_an_answer(view, tmp_path, monkeypatch):
 )
 def test_sets_that_declare_more_than_they_have(name, some):
   assert bool(sets._OF_SOME.fullmatch(name)) == some
+
+
+@pytest.mark.parametrize(
+  'call, name, split',
+  [
+    ("on('imagenet_v2')", 'tfds:imagenet_v2/matched-frequency', 'test'),
+    ("on('imagenet_a')", 'tfds:imagenet_a', 'test'),
+    ("on('imagenet_r')", 'tfds:imagenet_r', 'test'),
+    ("on('imagenet_sketch')", 'tfds:imagenet_sketch', 'test'),
+    (
+      'imagenet_c',
+      'tfds:imagenet2012_corrupted/gaussian_noise_1',
+      'validation',
+    ),
+  ],
+)
+def test_sets_by_name(call, name, split, monkeypatch):
+  """As tfds calls them, which are not here to be opened."""
+
+  class Opened(Exception):
+    pass
+
+  def opened(*args, **fields):
+    raise Opened(*args)
+
+  monkeypatch.setattr(sets, 'open_split', opened)
+  view = object.__new__(View)
+  view.setup = types.SimpleNamespace(config=config.load('configs/vit_i1k.py'))
+  with pytest.raises(Opened) as caught:
+    evaluators.run_all('x', (call,), view)
+  assert caught.value.args == (name, split)
+  kind, builder = name.split(':')
+  data, _, part = builder.partition('/')
+  (file,) = (Path(tfds.__file__).parent / 'datasets' / data).glob('*builder.py')
+  code = file.read_text()
+  assert part.removesuffix('_1') in code
+  if split == 'test':  # the corrupted ones have ImageNet's own
+    assert 'Split.TEST' in code
 
 
 def test_classes_are_matched_by_name_or_all_by_number(view):
