@@ -28,9 +28,9 @@ _MADE_FOR = {'cudnn': 'gpu', 'splash': 'tpu', 'short': 'tpu'}
 _LANES, _BLOCK = 128, 1024
 
 # Tokens from which 'auto' takes splash on TPUs where short does not do, and how
-# many times as many they may be with their padding. By `plan` for a v5e it moves
-# more bytes than XLA at 196 tokens, padded to 256, and fewer at 256 and 576
-# (docs/scaling.md); of 512 and more padding adds a quarter at most.
+# many times as many they may be with their padding. By `plan` for a v5e it
+# moves more bytes than XLA at 196 tokens, padded to 256, and fewer at 256 and
+# 576 (docs/scaling.md); of 512 and more padding adds a quarter at most.
 _LONG, _PADDED = 256, 1.25
 
 # Tokens up to which six arrays of a head, (N, N) in float32, fit on the chip.
