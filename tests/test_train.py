@@ -109,6 +109,25 @@ def test_metrics_are_fetched_while_the_next_step_runs(
   assert waits == [x for p in zip(steps, fetches, strict=True) for x in p]
 
 
+@pytest.mark.parametrize('native', [True, False])
+def test_processes_on_unlike_cpus_would_be_told(
+  small_config, tmp_path, monkeypatch, native
+):
+  """What all have to have alike tells the kind of CPU, too."""
+  seen = []
+
+  def compared(values):
+    seen.append(values)
+    raise KeyError('compared')
+
+  monkeypatch.setattr(train.cpu, 'native', lambda: native)
+  monkeypatch.setattr(train.distributed, 'check_same', compared)
+  with pytest.raises(KeyError, match='compared'):
+    train.run(small_config(), tmp_path)
+  (values,) = seen
+  assert [v for k, v in values.items() if 'CPU' in k] == [native]
+
+
 @pytest.mark.parametrize('every', ['1 steps', '2 steps', '0 steps'])
 def test_the_clock_counts_all_steps_but_the_first(
   small_config, tmp_path, every

@@ -77,7 +77,7 @@ def run(
     'config': json.loads(config_lib.to_json(setup.config)),
     'data': setup.info.fingerprint,
   }
-  if jax.default_backend() == 'cpu':
+  if setup.mesh.devices.flat[0].platform == 'cpu':
     alike['kind of CPU (with products of bfloat16 or without)'] = cpu.native()
   distributed.check_same(alike)
   primary = distributed.primary()

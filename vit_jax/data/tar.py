@@ -180,14 +180,16 @@ class Tar:
     which = int(np.searchsorted(self._starts, number, side='right')) - 1
     return which, number - int(self._starts[which])
 
-  def key(self, index: int) -> str:
-    which, at = self._place(index)
+  def _key(self, which: int, at: int) -> str:
     name = self._indices[which]['name'][at].decode()
     return f'{self._shards[which]}: {name}'
 
+  def key(self, index: int) -> str:
+    return self._key(*self._place(index))
+
   def __getitem__(self, index: int) -> Record:
     which, at = self._place(index)
-    rows, key = self._indices[which], self.key(index)
+    rows, key = self._indices[which], self._key(which, at)
     start, size = int(rows['offset'][at]), int(rows['size'][at])
     try:
       image = self._fs.cat_file(
