@@ -508,7 +508,7 @@ def apply(texts, image, **kwargs):
     ('elastic(0.1, 2.5)', 'grid = 2.5: expected an int'),
     ('range(0, 0)', 'two numbers are needed, the first one smaller'),
     ('range(1, -1)', "'range(1, -1)' makes [1.0] of black and [-1.0] of white"),
-    ('range(0, 1e400)', 'two numbers are needed'),
+    ('range(0, 1e400)', 'high = inf is not finite'),
     ('normalize((0.5,), (0,))', 'two numbers are needed'),
   ],
 )
