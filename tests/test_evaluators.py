@@ -6,6 +6,7 @@ import re
 import shutil
 import types
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from vit_jax import cli, config, evaluators, opening, train
+from vit_jax import cli, config, evaluate, evaluators, opening, train
 from vit_jax.data import Digits, open_split
 from vit_jax.errors import UserError
 from vit_jax.evaluators import calibration, neighbours, probes, sets
@@ -510,7 +511,7 @@ def test_a_class_without_examples_is_an_answer(view, tmp_path, monkeypatch):
   write_pictures(tmp_path / 'test', view, (3, 8), count=20)
   data = f'folder:{tmp_path}'
   found, accuracy = list(sets.on(view, data).values()), {}
-  source = sets._open(view, 'on(...)', data, 'test')
+  source = sets._open(view.setup, 'on(...)', data, 'test')
   rows = view.logits(source)
   label, logits = rows['label'], rows['logits']
   assert set(label) == {3, 8}
@@ -619,6 +620,34 @@ def test_a_mistake_in_an_evaluator_costs_no_step(run, tmp_path, capsys):
   assert {'eval/test/fewshot_1', 'eval/test/fewshot_1_again1'} < set(metrics)
 
 
+@pytest.mark.parametrize(
+  'call, says',
+  [
+    ("on('folder:{}/no')", "on('folder:{}/no'): "),
+    ("on('imagenet_w2')", "Did you mean 'imagenet_v2'?"),
+    ("imagenet_c('folder:{}/{{corruption}}')", 'it has no {{severity}}'),
+    (
+      "imagenet_c('folder:{}/{{corruption}}/{{severity}}')",
+      "imagenet_c('folder:{}/gaussian_noise/1'): ",
+    ),
+    ("real('{}/real.json')", "real('{}/real.json'): [Errno 2] No such file"),
+  ],
+)
+def test_data_that_an_evaluator_has_not(run, tmp_path, capsys, call, says):
+  """Told before the first step, and before the split is evaluated."""
+  call, says = (text.format(tmp_path) for text in (call, says))
+  path = tmp_path / 'run'
+  flags = [f'--config={run / "config.json"}', f'--workdir={path}']
+  given = f'--config.evaluators=("""{call}""",)'
+  assert cli.main(['train', *flags, given]) == 2
+  assert says in capsys.readouterr().err
+  assert not (path / 'config.json').exists()  # another config may follow
+  given = [f'--workdir={run}', f'--evaluators={call}']
+  with mock.patch.object(evaluate, 'evaluate') as spoken:
+    assert cli.main(['evaluate', *given]) == 2
+  assert says in capsys.readouterr().err and not spoken.called
+
+
 def test_corruptions_over_alexnets(view, tmp_path, monkeypatch):
   monkeypatch.setattr(sets, 'ALEXNET', {'snow': 0.5, 'fog': 0.25})
   for i, name in enumerate(('snow', 'fog')):
@@ -635,9 +664,9 @@ def test_corruptions_over_alexnets(view, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(view.setup, 'loader', loader)
     metrics = sets.imagenet_c(view, pattern, 'all')
-    assert opened == [True] * 10  # as stored
+    assert opened == [True] * 20  # as stored, to look at them and to evaluate
     sets.on(view, f'folder:{tmp_path}/snow/1')
-    assert opened == [True] * 10 + [False]
+    assert opened == [True] * 20 + [False] * 2
   errors = {
     name: np.mean(
       [
@@ -685,14 +714,14 @@ def test_labels_of_real(view, tmp_path, monkeypatch):
   file.write_text(json.dumps(labels))
   n = len(labels)
   expected = {'real': (n - 2) / (n - 1)}
-  assert sets.real(named, str(file)) == expected
+  assert evaluators.real(named, str(file)) == expected
   with monkeypatch.context() as patch:  # whose keys need no reading
     patch.setattr(Named, 'key', lambda _, i: keys[i], raising=False)
     patch.delattr(Named, '__getitem__')
-    assert sets.real(named, str(file)) == expected
+    assert evaluators.real(named, str(file)) == expected
   keys[5] = 'a.png'
   with pytest.raises(UserError, match='a.png is no picture of the validation'):
-    sets.real(named, str(file))
+    evaluators.real(named, str(file))
   for wrong, words in (
     ([[3], [999]], 'labels up to 999, the model 10 classes'),
     ({'a': 1}, 'a list of lists'),
@@ -700,7 +729,7 @@ def test_labels_of_real(view, tmp_path, monkeypatch):
   ):
     file.write_text(json.dumps(wrong))
     with pytest.raises(UserError, match=words):
-      sets.real(named, str(file))
+      evaluators.real(named, str(file))
 
 
 def test_confusion():

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
-from vit_jax.evaluators import View, check_labels, run_all
+from vit_jax.evaluators import View, check_data, check_labels, run_all
 from vit_jax.evaluators.view import check_skipped, collect, write_rows
 from vit_jax.setup import Setup
 
@@ -88,6 +88,7 @@ def run(
     pictures: a folder for what they draw.
   """
   check_labels('--evaluators', evaluators, setup.task)
+  check_data('--evaluators', evaluators, setup)
   # Of features alone: weights may have no head, or one for other classes.
   heads = getattr(setup.model, 'classes', 0) == len(setup.info.classes)
   if keep and not heads:

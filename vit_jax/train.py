@@ -28,7 +28,7 @@ from vit_jax import (
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, predictions
-from vit_jax.evaluators import View, run_all
+from vit_jax.evaluators import View, check_data, run_all
 from vit_jax.log import Cadence, Log
 from vit_jax.models import cpu
 from vit_jax.profile import NONE, Profile, Window, check
@@ -110,6 +110,7 @@ def _run(
   sources = {name: setup.source(name) for name in setup.evaluations}
   evaluations = {n: setup.loader(n, source) for n, source in sources.items()}
   batches = setup.loader('train', setup.train_source)
+  check_data('config.evaluators', setup.config.evaluators, setup)
   _ = setup.abstract_state  # refuses what does not fit, before it is written
   if distributed.primary():
     workdir.write_provenance(path, setup.info)

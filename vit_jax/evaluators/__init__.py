@@ -16,7 +16,8 @@ from vit_jax.evaluators.calibration import classification
 from vit_jax.evaluators.neighbours import knn
 from vit_jax.evaluators.pixels import segmentation
 from vit_jax.evaluators.probes import fewshot, linear_probe
-from vit_jax.evaluators.sets import imagenet_c, on, real
+from vit_jax.evaluators.real import labels_of, real
+from vit_jax.evaluators.sets import corrupted_sets, imagenet_c, on, other_set
 from vit_jax.evaluators.view import View, local_mesh
 from vit_jax.schema import parse_call
 
@@ -25,6 +26,7 @@ __all__ = [
   'OF_FEATURES',
   'View',
   'check',
+  'check_data',
   'check_labels',
   'run_all',
   'split_calls',
@@ -40,6 +42,9 @@ EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {
   'imagenet_c': imagenet_c,
   'segmentation': segmentation,
 }
+# What an evaluator needs besides the split: opened before the first step, too,
+# so that a mistake is told then, not after the last one.
+_NEEDS = {'on': other_set, 'imagenet_c': corrupted_sets, 'real': labels_of}
 _OF_MASKS = ('segmentation',)  # the others want one label an image
 _PART = r"""(?s)'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|."""  # quoted, or a letter
 OF_FEATURES = ('knn', 'fewshot', 'linear_probe')  # and no head
@@ -73,6 +78,17 @@ def check_labels(field: str, texts: Sequence[str], task: Any):
         + ('one label an image' if masks else 'masks')
         + f'; the labels of this task have {", ".join(fit)}.'
       )
+
+
+def check_data(field: str, texts: Sequence[str], setup: Any):
+  """Opens what evaluators need besides the split.
+
+  Raises:
+    UserError: it is not there, or not what the evaluator takes.
+  """
+  for name, arguments in check(field, texts):
+    if name in _NEEDS:
+      _NEEDS[name](setup, **arguments)
 
 
 def run_all(field: str, texts: Sequence[str], view: View) -> dict[str, float]:

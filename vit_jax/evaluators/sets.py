@@ -1,10 +1,9 @@
-"""Other sets and other labels: ReaL, ImageNet-V2, -A, -R, -Sketch, -C."""
+"""Other sets: ImageNet-V2, -A, -R, -Sketch, -C, and anybody's own."""
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -116,21 +115,29 @@ def _relabelled(
 
 
 def _open(
-  view: View, call: str, name: str, split: str, published: bool = False
+  setup: Any,
+  call: str,
+  name: str,
+  split: str,
+  published: bool = False,
+  whole: bool = False,
 ) -> _Relabelled:
+  """A split whose first picture can be read by the ops of 'test'."""
   kind, path = parse_name(name)
   check_choice('data', kind, SOURCES)
   if not split:
     parts = [location(path) / part for part in ('train', 'val', 'test')]
-    whole = kind == 'folder' and not any(part.is_dir() for part in parts)
-    split = 'all' if whole else 'test'
-  data = view.setup.config.data
+    bare = kind == 'folder' and not any(part.is_dir() for part in parts)
+    split = 'all' if bare else 'test'
+  data = setup.config.data
   known = source_fields(name)
   fields = {k: v for k, v in data.items() if k in known and k != 'index_dir'}
   if published:  # whose features are not named as the training set's may be
     fields = {k: v for k, v in fields.items() if not k.endswith('_feature')}
   source = open_split(name, split, on_error=data.on_error, **fields)
-  return _relabelled(call, source, view.setup.info.classes)
+  source = _relabelled(call, source, setup.info.classes)
+  setup.loader('test', source, whole)
+  return source
 
 
 def error_on(
@@ -158,6 +165,19 @@ def error_on(
   return float((predicted != rows['label']).mean()), len(answers)
 
 
+def other_set(
+  setup: Any, data: str, split: str = ''
+) -> tuple[str, str, _Relabelled]:
+  """What `on` needs: as config.data.name, its split, the source."""
+  call = f'on({data!r})'
+  name, split = SETS.get(data, (data, split))
+  if ':' not in name and name not in SOURCES:
+    choices = [*SETS, *(f'{kind}:...' for kind in SOURCES)]
+    check_choice(f'{call}: data', data, choices)
+  with _named(call):
+    return name, split, _open(setup, call, name, split, data in SETS)
+
+
 def on(view: View, data: str, split: str = '') -> dict[str, float]:
   """Accuracy on another set, its classes matched by name.
 
@@ -169,25 +189,42 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
     data: a name of `SETS`, or as config.data.name.
     split: of the latter; '': 'test', or all of a folder of class folders.
   """
-  call = f'on({data!r})'
-  name, split = SETS.get(data, (data, split))
-  if ':' not in name and name not in SOURCES:
-    choices = [*SETS, *(f'{kind}:...' for kind in SOURCES)]
-    check_choice(f'{call}: data', data, choices)
+  name, split, source = other_set(view.setup, data, split)
+  view = view.of(source, f'{data} {split}'.rstrip())
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
   short = f'on_{short.strip("_")}'
   some = bool(_OF_SOME.fullmatch(name))
-  with _named(call):
-    source = _open(view, call, name, split, data in SETS)
-    view = view.of(source, f'{data} {split}'.rstrip())
+  with _named(f'on({data!r})'):
     error, classes = error_on(view, source, short, occurring=some)
   return {short: 1 - error, f'{short}_classes': float(classes)}
 
 
+_CORRUPTED = 'tfds:imagenet2012_corrupted/{corruption}_{severity}'
+
+
+def corrupted_sets(
+  setup: Any, data: str = _CORRUPTED, split: str = 'validation'
+) -> dict[str, list[_Relabelled]]:
+  """What `imagenet_c` needs: by corruption, five sources each."""
+  for part in ('{corruption}', '{severity}'):
+    if part not in data:
+      raise UserError(f'imagenet_c({data!r}): it has no {part}.')
+
+  def opened(corruption, severity):
+    name = data.replace('{corruption}', corruption)
+    name = name.replace('{severity}', str(severity))
+    call = f'imagenet_c({name!r})'
+    with _named(call):
+      return _open(setup, call, name, split, published=True, whole=True)
+
+  return {
+    corruption: [opened(corruption, severity) for severity in range(1, 6)]
+    for corruption in ALEXNET
+  }
+
+
 def imagenet_c(
-  view: View,
-  data: str = 'tfds:imagenet2012_corrupted/{corruption}_{severity}',
-  split: str = 'validation',
+  view: View, data: str = _CORRUPTED, split: str = 'validation'
 ) -> dict[str, float]:
   """Error on each corruption, and `mce`, the mean of them over AlexNet's.
 
@@ -200,24 +237,8 @@ def imagenet_c(
     data: as config.data.name, with {corruption} and {severity}, 1 to 5.
     split: of each.
   """
-  for part in ('{corruption}', '{severity}'):
-    if part not in data:
-      raise UserError(f'imagenet_c({data!r}): it has no {part}.')
-
-  def opened(corruption, severity):
-    name = data.replace('{corruption}', corruption)
-    name = name.replace('{severity}', str(severity))
-    call = f'imagenet_c({name!r})'
-    with _named(call):
-      return _open(view, call, name, split, True)
-
-  # All are opened before the first one is evaluated: one may be missing.
-  sources = {
-    corruption: [opened(corruption, severity) for severity in range(1, 6)]
-    for corruption in ALEXNET
-  }
   errors = {}
-  for corruption, five in sources.items():
+  for corruption, five in corrupted_sets(view.setup, data, split).items():
     found = []
     for severity, source in enumerate(five, 1):
       name = f'imagenet_c_{corruption}_{severity}'
@@ -227,52 +248,3 @@ def imagenet_c(
   relative = [error / ALEXNET[name] for name, error in errors.items()]
   named = {f'imagenet_c_{name}': error for name, error in errors.items()}
   return named | {'mce': float(np.mean(relative))}
-
-
-def real(view: View, file: str) -> dict[str, float]:
-  """Accuracy by ReaL labels (arXiv 2006.07159): any of several is right.
-
-  Args:
-    view: of the model, on ImageNet's validation set.
-    file: real.json (github.com/google-research/reassessed-imagenet): a list of
-      labels for each picture, by its number. Those without any are left out.
-  """
-  try:
-    labels = json.loads(Path(file).read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f'real({file!r}): {error}') from error
-  listed = isinstance(labels, list) and all(
-    isinstance(answers, list) and all(isinstance(x, int) for x in answers)
-    for answers in labels
-  )
-  if not listed:
-    raise UserError(f'real({file!r}): a list of lists of numbers is needed.')
-  most, count = (
-    max(map(max, filter(None, labels)), default=0),
-    len(view.setup.info.classes),
-  )
-  if most >= count:
-    raise UserError(
-      f'real({file!r}) has labels up to {most}, the model {count} classes.'
-    )
-  rows, source = view.outputs, view.loader.source
-  hits, kept = [], []
-  for record, prediction in zip(
-    rows['record'], rows['prediction'], strict=True
-  ):
-    key = key_of(source, int(record))
-    if 'val_' not in key:  # of tfds the record itself has the file's name
-      key = source[int(record)]['key']
-    number = re.search(r'val_0*(\d+)', key)
-    if number is None or int(number[1]) > len(labels):
-      raise UserError(
-        f'real({file!r}): {key} is no picture of the validation set '
-        '(ILSVRC2012_val_00000001).'
-      )
-    answers = labels[int(number[1]) - 1]
-    hits += [int(prediction) in answers] if answers else []
-    kept += [record] if answers else []
-  if not hits:
-    raise UserError(f'real({file!r}) has no label for any picture.')
-  view.keep('real', record=np.array(kept), accuracy=np.array(hits))
-  return {'real': float(np.mean(hits))}
