@@ -320,7 +320,7 @@ def test_gpus_that_are_too_old(capability, why, cudnn_is_here, monkeypatch):
 
 
 def test_a_substitute_is_told_once(caplog):
-  kernels._say.cache_clear()
+  kernels.say.cache_clear()
   with caplog.at_level(logging.WARNING, logger='absl'):
     query = arrays(1, 17, 2, 8)[0]
     for _ in range(2):

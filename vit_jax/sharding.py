@@ -8,7 +8,7 @@ not allow is replicated, with one log line.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -117,6 +117,25 @@ def heads_spec(shape: tuple[int, ...]) -> PartitionSpec | None:
   batch = None if shape[0] % ways else BATCH[0]
   heads = None if shape[2] % mesh.shape['tensor'] else 'tensor'
   return PartitionSpec(batch, None, heads, None)
+
+
+def by_batch(
+  function: Callable[..., jax.Array], x: jax.Array, *whole: jax.Array
+) -> jax.Array:
+  """function(x, *whole), of what each device has of the batch.
+
+  For what the compiler cannot look into, and so cannot divide. `whole` is
+  whole on each device; a batch that the mesh does not divide evenly, too.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or 'fsdp' not in mesh.axis_names:
+    return function(x, *whole)
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  batch = PartitionSpec() if x.shape[0] % ways else BATCH
+  specs = (batch, *[PartitionSpec()] * len(whole))
+  return jax.shard_map(
+    function, in_specs=specs, out_specs=batch, check_vma=False
+  )(x, *whole)
 
 
 def spec_of(

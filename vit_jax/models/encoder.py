@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.models import mlp as mlps
 from vit_jax.models.attention import Attention, LayerNorm
 from vit_jax.models.kernels import Kind as Kernel
-from vit_jax.models.mlp import Gelu, Kind, Mlp
 from vit_jax.models.positions import Rotation
 from vit_jax.sharding import constrain
 
@@ -51,8 +51,8 @@ class Layer:
 
   heads: int
   hidden: int
-  mlp: Kind
-  gelu: Gelu
+  mlp: mlps.Kind
+  gelu: mlps.Gelu
   epsilon: float
   qkv_bias: bool
   qk_norm: bool
@@ -61,6 +61,7 @@ class Layer:
   drop_path: float
   dtype: jnp.dtype
   attention: Kernel
+  mlp_kernel: mlps.Kernel
 
 
 class Block(nn.Module):
@@ -103,13 +104,14 @@ class Block(nn.Module):
     )(y, rotation, 'attention' in self.capture)
     x = x + branch(y, 'scale1')
     y = LayerNorm(of.epsilon, of.dtype, name='norm2')(x)
-    mlp = Mlp(
+    mlp = mlps.Mlp(
       of.hidden,
       of.mlp,
       of.gelu,
       of.dropout,
       self.train,
       of.dtype,
+      of.mlp_kernel,
       name='mlp',
     )
     x = x + branch(mlp(y), 'scale2')

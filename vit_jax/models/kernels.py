@@ -36,6 +36,17 @@ _LONG, _PADDED = 256, 1.25
 # Tokens up to which six arrays of a head, (N, N) in float32, fit on the chip.
 _SHORT = 640
 
+# MiB on a TPU by its kind, as in jax/_src/pallas/mosaic/tpu_info.py; 16 on
+# older ones.
+_VECTOR_MEMORY = {
+  'TPU v5 lite': 128,
+  'TPU v5': 64,
+  'TPU v5p': 64,
+  'TPU v6 lite': 128,
+  'TPU v6e': 128,
+  'TPU7x': 64,
+}
+
 
 def refusal(kernel: str, dtype: str, width: int) -> str:
   """Why a kernel cannot take heads of that width, or ''."""
@@ -117,19 +128,29 @@ def choose(
 
 
 @functools.cache
-def _say(text: str):
-  """A line of the log, once."""
-  logging.warning('attention: %s', text)
+def say(what: str, why: str):
+  """A line of the log, once: it is computed by XLA, and why."""
+  logging.warning('%s: %s: xla', what, why)
 
 
-def platform() -> str:
-  """Of the devices that the program is compiled for.
+def _device() -> tuple[str, str]:
+  """Platform and kind of the devices that the program is compiled for.
 
   A mesh that is set tells, be it of devices that are not here (`plan`).
   """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  name = device.platform if device else jax.default_backend()
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+  return device.platform, device.device_kind
+
+
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu': what the program is compiled for."""
+  name = _device()[0]
   return {'cuda': 'gpu', 'rocm': 'gpu'}.get(name, name)
+
+
+def vector_memory() -> int:
+  """Bytes that kernels and XLA share on the TPU that is compiled for."""
+  return _VECTOR_MEMORY.get(_device()[1], 16) * 2**20
 
 
 def pick(asked: Kind, query: Float[Array, 'B N H K']) -> str:
@@ -143,7 +164,7 @@ def pick(asked: Kind, query: Float[Array, 'B N H K']) -> str:
   shape = (width, tokens, heads)
   kernel, why = choose(asked, platform(), str(query.dtype), *shape)
   if why:
-    _say(f'{why}: xla')
+    say('attention', why)
   return kernel
 
 

@@ -207,6 +207,7 @@ class MAE(ViT, kw_only=True):
       drop_path=0.0,
       dtype=jnp.dtype(self.dtype),
       attention=self.attention,
+      mlp_kernel=self.mlp_kernel,
     )
     pixels = self.patch**2 * images.shape[-1]
     patches = grid(images.shape[1:3], self.patch)

@@ -182,6 +182,7 @@ class Segmenter(ViT, kw_only=True):
       drop_path=0.0,
       dtype=jnp.dtype(self.dtype),
       attention=self.attention,
+      mlp_kernel=self.mlp_kernel,
     )
     return MaskTransformer(
       self.classes,

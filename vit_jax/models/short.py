@@ -20,7 +20,7 @@ _LANES = 128
 _BLOCK = 2**19  # bytes of an operand on the chip at once, if an image is less
 
 
-def _dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
+def dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
   """The product of two matrices over a dimension of each, in float32."""
   numbers = (((over[0],), (over[1],)), ((), ()))
   return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
@@ -48,7 +48,7 @@ def _heads(shape: tuple[int, ...], image: Array, width: int):
 
 
 def _logits(query: Array, key: Array, width: int) -> Array:
-  return _dot(query, key, (1, 1)) * width**-0.5
+  return dot(query, key, (1, 1)) * width**-0.5
 
 
 def _forward(qkv_ref, y_ref, *, width: int):
@@ -60,7 +60,7 @@ def _forward(qkv_ref, y_ref, *, width: int):
       y = jnp.zeros(v.shape, jnp.float32)
       for mine in own:
         weights = _softmax(_logits(jnp.where(mine, q, 0), k, width))
-        y = jnp.where(mine, _dot(weights.astype(v.dtype), v, (1, 0)), y)
+        y = jnp.where(mine, dot(weights.astype(v.dtype), v, (1, 0)), y)
       y_ref[places[0]] = y.astype(y_ref.dtype)
     return 0
 
@@ -78,12 +78,12 @@ def _backward(qkv_ref, dy_ref, gradient_ref, *, width: int):
       for mine in own:
         query, pull = jnp.where(mine, q, 0), jnp.where(mine, dy, 0)
         weights = _softmax(_logits(query, k, width))
-        dv += _dot(weights.astype(v.dtype), pull, (0, 0))
-        pull = weights * _dot(pull, v, (1, 1))
+        dv += dot(weights.astype(v.dtype), pull, (0, 0))
+        pull = weights * dot(pull, v, (1, 1))
         dlogits = pull - weights * pull.sum(-1, keepdims=True)
         dlogits = (dlogits * width**-0.5).astype(q.dtype)
-        dq = jnp.where(mine, _dot(dlogits, k, (1, 0)), dq)
-        dk += _dot(dlogits, query, (0, 0))
+        dq = jnp.where(mine, dot(dlogits, k, (1, 0)), dq)
+        dk += dot(dlogits, query, (0, 0))
       for place, gradient in zip(places, (dq, dk, dv), strict=True):
         gradient_ref[place] = gradient.astype(gradient_ref.dtype)
     return 0

@@ -71,6 +71,8 @@ class ViT(nn.Module, kw_only=True):
       float32 in any case.
     attention: the kernel of it, 'auto', 'xla', 'cudnn' (GPUs) or 'splash'
       (TPUs); see kernels.py.
+    mlp_kernel: of the blocks' MLPs, 'auto', 'xla' or 'fused' (TPUs); see
+      mlp.py.
     remat, unroll: memory and speed, not the function; see encoder.py.
   """
 
@@ -103,6 +105,7 @@ class ViT(nn.Module, kw_only=True):
   patch_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   attention: kernels.Kind = 'auto'
+  mlp_kernel: mlps.Kernel = 'auto'
   remat: Remat = 'none'
   unroll: int = 1
 
@@ -187,6 +190,11 @@ class ViT(nn.Module, kw_only=True):
         f'config.model.attention = {self.attention!r}: {why} '
         f'(config.model.dtype, heads, width); '
         "'auto' and 'xla' take any."
+      )
+    why = self.mlp_kernel == 'fused' and mlps.refusal(self.dtype, self.mlp)
+    if why:
+      raise UserError(
+        f"config.model.mlp_kernel = 'fused': {why}; 'auto' and 'xla' take any."
       )
     patches = grid(size, self.patch)
     if self.positions == 'sincos2d':
@@ -308,6 +316,7 @@ class ViT(nn.Module, kw_only=True):
       drop_path=self.drop_path,
       dtype=dtype,
       attention=self.attention,
+      mlp_kernel=self.mlp_kernel,
     )
     x, outputs = Encoder(
       shape.depth, layer, self.remat, self.unroll, name='encoder'

@@ -131,6 +131,8 @@ def _read(
   marks = {'splash': 'splash_mha_fwd', 'short': 'short_attention_forward'}
   found = [name for name, mark in marks.items() if mark in program.text]
   report['attention'] = found[0] if found else 'xla'
+  fused = 'fused_mlp_forward' in program.text
+  report['mlp'] = 'fused' if fused else 'xla'
   report['endless_loops'] = len(program.endless)
 
 

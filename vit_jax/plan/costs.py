@@ -205,6 +205,23 @@ def _short(x: Instruction, types: Computation) -> int:
   return 2 * _SHORT[kind[1]] * images * tokens * tokens * columns // 3
 
 
+# Of the fused MLP (models/fused.py).
+_FUSED = {'forward': 2, 'backward': 4}
+
+
+def _fused(x: Instruction, types: Computation) -> int:
+  """FLOPs of our MLP's kernel on a TPU; 0: it is none."""
+  kind = re.match('fused_mlp_(forward|backward)', x.name)
+  if not kind or 'tpu_custom_call' not in x.rest:
+    return 0
+  rows, matrices = [], []
+  for name in x.inputs:
+    shape = sides(types[name].type)
+    (matrices if len(shape) == 2 else rows).append(shape)
+  images, tokens, width = rows[0]
+  return 2 * _FUSED[kind[1]] * images * tokens * width * matrices[0][1]
+
+
 def flops(program: Program) -> float:
   """Floating-point operations of a step on one device."""
   total = _once(program, program.entry) + _again(program, program.entry)
@@ -212,5 +229,6 @@ def flops(program: Program) -> float:
     if x.op == 'custom-call' and '__cublas' in x.rest:
       total += times * _cublas(x, types)
     elif x.op == 'custom-call':
-      total += times * (_splash(x, types) + _short(x, types))
+      kernels = (_splash, _short, _fused)
+      total += times * sum(kernel(x, types) for kernel in kernels)
   return total

@@ -133,6 +133,7 @@ def _rows(report: Report) -> dict[str, str]:
     rows['attention'] = report['attention']
     if report['cudnn']:
       rows['attention'] += ' for cudnn'
+    rows['mlp'] = report['mlp']
     rows['bytes accessed'] = si(report['bytes_accessed'], 'B')
     rows['bytes sent, links'] = si(moved['links'], 'B')
     for name, row in report['collectives'].items():

@@ -54,7 +54,8 @@ def _program(
   def apply(leaves, images):
     params = {'params': treedef.unflatten(leaves)}
     # For all platforms, and any number of images: no kernel of one of them.
-    return model.clone(attention='xla').apply(params, images)
+    plain = model.clone(attention='xla', mlp_kernel='xla')
+    return plain.apply(params, images)
 
   (batch,) = jax.export.symbolic_shape('batch')
   leaves = [
