@@ -625,6 +625,7 @@ def test_a_mistake_in_an_evaluator_costs_no_step(run, tmp_path, capsys):
   [
     ("on('folder:{}/no')", "on('folder:{}/no'): "),
     ("on('imagenet_w2')", "Did you mean 'imagenet_v2'?"),
+    ("on('folder:{}/torn')", "on('folder:{}/torn'): "),
     ("imagenet_c('folder:{}/{{corruption}}')", 'it has no {{severity}}'),
     (
       "imagenet_c('folder:{}/{{corruption}}/{{severity}}')",
@@ -636,6 +637,10 @@ def test_a_mistake_in_an_evaluator_costs_no_step(run, tmp_path, capsys):
 def test_data_that_an_evaluator_has_not(run, tmp_path, capsys, call, says):
   """Told before the first step, and before the split is evaluated."""
   call, says = (text.format(tmp_path) for text in (call, says))
+  for number in range(10):  # the classes of the run, and no picture
+    folder = tmp_path / 'torn' / str(number)
+    folder.mkdir(parents=True)
+    (folder / '0.png').write_bytes(b'\x89PNG')
   path = tmp_path / 'run'
   flags = [f'--config={run / "config.json"}', f'--workdir={path}']
   given = f'--config.evaluators=("""{call}""",)'
@@ -643,9 +648,9 @@ def test_data_that_an_evaluator_has_not(run, tmp_path, capsys, call, says):
   assert says in capsys.readouterr().err
   assert not (path / 'config.json').exists()  # another config may follow
   given = [f'--workdir={run}', f'--evaluators={call}']
-  with mock.patch.object(evaluate, 'evaluate') as spoken:
+  with mock.patch.object(evaluate, 'evaluate') as evaluated:
     assert cli.main(['evaluate', *given]) == 2
-  assert says in capsys.readouterr().err and not spoken.called
+  assert says in capsys.readouterr().err and not evaluated.called
 
 
 def test_corruptions_over_alexnets(view, tmp_path, monkeypatch):

@@ -248,6 +248,7 @@ def test_flags_that_do_not_go_together(pictures, file, capsys, flags, says):
     (['variant=Ti/4', 'width=16', 'depth=2', 'heads=2', 'channels=3'], ''),
     (['dropout=0.1', 'drop_path=0.1', 'patch_dropout=0.5', 'channels=0'], ''),
     (['dtype=bfloat16', 'attention=xla', 'remat=full', 'unroll=2'], ''),
+    (['mlp_kernel=xla'], ''),
     (['head_bias=-3.0'], ''),
   ],
 )

@@ -188,7 +188,7 @@ def splashed(monkeypatch):
     return interpreted(*qkv)
 
   monkeypatch.setitem(kernels.KERNELS, 'splash', kernel)
-  monkeypatch.setattr(kernels, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(kernels, 'device', lambda: ('tpu', 'TPU v5 lite'))
   return calls
 
 

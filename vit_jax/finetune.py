@@ -37,6 +37,7 @@ TRAINING = (
   'patch_dropout',
   'dtype',
   'attention',
+  'mlp_kernel',
   'remat',
   'unroll',
   'head_bias',

@@ -105,6 +105,13 @@ def ways(axis: str) -> int:
   return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 
+def _of_batch(mesh: Any, count: int) -> tuple[str, ...] | None:
+  """The axes that divide so many examples; None: none does evenly."""
+  if mesh.empty or 'fsdp' not in mesh.axis_names:
+    return None
+  return None if count % (mesh.shape['data'] * mesh.shape['fsdp']) else BATCH[0]
+
+
 def heads_spec(shape: tuple[int, ...]) -> PartitionSpec | None:
   """How an array (B, N, H, K) is divided where a mesh is set, or None.
 
@@ -113,8 +120,7 @@ def heads_spec(shape: tuple[int, ...]) -> PartitionSpec | None:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or 'fsdp' not in mesh.axis_names:
     return None
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
-  batch = None if shape[0] % ways else BATCH[0]
+  batch = _of_batch(mesh, shape[0])
   heads = None if shape[2] % mesh.shape['tensor'] else 'tensor'
   return PartitionSpec(batch, None, heads, None)
 
@@ -125,13 +131,13 @@ def by_batch(
   """function(x, *whole), of what each device has of the batch.
 
   For what the compiler cannot look into, and so cannot divide. `whole` is
-  whole on each device; a batch that the mesh does not divide evenly, too.
+  whole on each device. A batch that the mesh does not divide evenly is computed
+  by each device.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or 'fsdp' not in mesh.axis_names:
+  if mesh.empty:
     return function(x, *whole)
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
-  batch = PartitionSpec() if x.shape[0] % ways else BATCH
+  batch = PartitionSpec(_of_batch(mesh, x.shape[0]))
   specs = (batch, *[PartitionSpec()] * len(whole))
   return jax.shard_map(
     function, in_specs=specs, out_specs=batch, check_vma=False

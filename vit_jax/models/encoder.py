@@ -144,7 +144,10 @@ class Encoder(nn.Module):
     train: bool,
     capture: tuple[str, ...],
   ):
-    block = Block
+    block, layer = Block, self.layer
+    if self.remat == 'dots' and layer.mlp_kernel == 'auto':
+      # A fused kernel would compute again the products that 'dots' keeps.
+      layer = dataclasses.replace(layer, mlp_kernel='xla')
     if self.remat != 'none':
       block = nn.remat(
         Block,
@@ -159,6 +162,6 @@ class Encoder(nn.Module):
       in_axes=(0, nn.broadcast),
       length=self.depth,
       unroll=self.unroll or self.depth,
-    )(self.layer, train, capture, name='blocks')
+    )(layer, train, capture, name='blocks')
     rates = jnp.linspace(0, self.layer.drop_path, self.depth)
     return blocks(x, rates, rotation)

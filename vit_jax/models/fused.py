@@ -2,7 +2,7 @@
 
 XLA moves arrays (N, F) between the two products and their gradients seven times
 a step. Here they stay on the chip but for one: what GELU takes is written for
-the gradient, and read once. No product is computed twice.
+the gradient, and read once. No product is computed twice, but under remat.
 """
 
 import functools
@@ -20,25 +20,37 @@ from vit_jax.models.mlp import Gelu, gelu
 from vit_jax.models.short import dot
 
 _BLOCK = 2**20  # bytes of an operand on the chip at once, if an image is less
+_ROOM = 128 * 2**20  # of a v5e or v6e, for kernels and what XLA keeps there
+
+
+def _padded(tokens: int, *columns: int) -> tuple[int, ...]:
+  """Sides of an array in bfloat16 as they lie on the chip."""
+  return -(-tokens // 16) * 16, *(-(-c // 128) * 128 for c in columns)
 
 
 def _images(batch: int, tokens: int, width: int) -> int:
   """Of a block: a power of two that divides the batch."""
-  size = 2 * tokens * width
+  size = 2 * math.prod(_padded(tokens, width))
   return math.gcd(batch, 2 ** int(math.log2(max(1, _BLOCK // size))))
 
 
-def memory(tokens: int, width: int, hidden: int, batch: int = 2**20) -> int:
-  """Bytes of vector memory that the kernels want, for N, D, F and B.
+def _memory(tokens: int, width: int, hidden: int, batch: int) -> int:
+  """Bytes on the chip that the kernels want at most, for N, D, F and B.
 
-  More than they need, by 6 to 90 % as compiled for a v5e: both matrices and
-  their gradients, also in float32; input, gradient, output and what GELU takes,
-  twice, as the next block comes while this one is worked on; and four arrays
-  (N, F) of an image.
+  Both matrices and their gradients, these in float32 too; input, gradient,
+  output and what GELU takes, twice, as the next block comes while this one is
+  worked on; and four arrays (N, F) of an image.
   """
+  images = _images(batch, tokens, width)
+  tokens, width, hidden = _padded(tokens, width, hidden)
   matrices = 2 * width * hidden * (2 + 2 + 4)
-  rows = 2 * _images(batch, tokens, width) * tokens * (3 * width + hidden)
+  rows = 2 * images * tokens * (3 * width + hidden)
   return matrices + 2 * rows + 4 * 4 * tokens * hidden
+
+
+def share(tokens: int, width: int, hidden: int) -> float:
+  """Of what kernels and XLA have on a chip, for N, D and F, of any batch."""
+  return _memory(tokens, width, hidden, 2**20) / _ROOM
 
 
 def _act(x: Array, flavour: Gelu) -> Array:
@@ -148,42 +160,36 @@ def _call(
     ),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('arbitrary',),  # one after the other: sums
-      vmem_limit_bytes=memory(n, width, hidden, b),
+      vmem_limit_bytes=_memory(n, width, hidden, b),
     ),
     interpret=interpret,
     name=f'fused_mlp{kernel.__name__}',
   )(*rows, *matrices)
 
 
-def _run(x, up, up_bias, down, down_bias, flavour, interpret, columns):
-  matrices = (up, up_bias[None], down, down_bias[None])
+def _run(x, params, flavour, interpret, columns):
+  matrices = [jnp.atleast_2d(p) for p in params]
   return _call(_forward, flavour, interpret, [x], matrices, columns)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _mlp(x, up, up_bias, down, down_bias, flavour, interpret):
-  args = (x, up, up_bias, down, down_bias, flavour, interpret)
-  return _run(*args, x.shape[-1:])[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mlp(x, params, flavour, interpret):
+  return _run(x, params, flavour, interpret, x.shape[-1:])[0]
 
 
-def _keep(x, up, up_bias, down, down_bias, flavour, interpret):
-  args = (x, up, up_bias, down, down_bias, flavour, interpret)
-  y, z = _run(*args, up.shape)
-  return y, (x, z, up, up_bias, down, down_bias)
+def _keep(x, params, flavour, interpret):
+  y, z = _run(x, params, flavour, interpret, params[0].shape)  # D and F columns
+  return y, (x, z, params)
 
 
 def _pull(flavour, interpret, kept, dy):
-  x, z, *params = kept
-  sums = [jnp.atleast_2d(p) for p in params]
-  matrices, columns = (params[0], params[2]), x.shape[-1:]
-  rows = (x, z, dy)
+  x, z, params = kept
+  sums, matrices = [jnp.atleast_2d(p) for p in params], (params[0], params[2])
   dx, *gradients = _call(
-    _backward, flavour, interpret, rows, matrices, columns, sums
+    _backward, flavour, interpret, (x, z, dy), matrices, x.shape[-1:], sums
   )
-  return dx, *(
-    gradient.reshape(of.shape)
-    for gradient, of in zip(gradients, params, strict=True)
-  )
+  pairs = zip(gradients, params, strict=True)
+  return dx, tuple(gradient.reshape(p.shape) for gradient, p in pairs)
 
 
 _mlp.defvjp(_keep, _pull)
@@ -205,7 +211,7 @@ def mlp(
     interpret: runs the kernel step by step, on any platform.
   """
 
-  def whole(*arrays: Array) -> Array:
-    return _mlp(*arrays, flavour, interpret)
+  def own(x: Array, *params: Array) -> Array:
+    return _mlp(x, params, flavour, interpret)
 
-  return sharding.by_batch(whole, x, *up, *down)
+  return sharding.by_batch(own, x, *up, *down)

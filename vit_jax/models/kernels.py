@@ -3,7 +3,7 @@
 XLA's attention (attention.py) writes the weights (N, N) of every head to memory
 and reads them back. A fused kernel keeps them on the chip, a block at a time,
 and computes them again for the gradient (arXiv 2205.14135): the same function
-up to rounding, with no weights to look at.
+up to rounding, with no weights to look at. (The one for MLPs: mlp.py.)
 """
 
 import functools
@@ -35,17 +35,6 @@ _LONG, _PADDED = 256, 1.25
 
 # Tokens up to which six arrays of a head, (N, N) in float32, fit on the chip.
 _SHORT = 640
-
-# MiB on a TPU by its kind, as in jax/_src/pallas/mosaic/tpu_info.py; 16 on
-# older ones.
-_VECTOR_MEMORY = {
-  'TPU v5 lite': 128,
-  'TPU v5': 64,
-  'TPU v5p': 64,
-  'TPU v6 lite': 128,
-  'TPU v6e': 128,
-  'TPU7x': 64,
-}
 
 
 def refusal(kernel: str, dtype: str, width: int) -> str:
@@ -133,24 +122,14 @@ def say(what: str, why: str):
   logging.warning('%s: %s: xla', what, why)
 
 
-def _device() -> tuple[str, str]:
-  """Platform and kind of the devices that the program is compiled for.
+def device() -> tuple[str, str]:
+  """'cpu', 'gpu' or 'tpu', and the kind of the devices that are compiled for.
 
   A mesh that is set tells, be it of devices that are not here (`plan`).
   """
-  device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-  return device.platform, device.device_kind
-
-
-def platform() -> str:
-  """'cpu', 'gpu' or 'tpu': what the program is compiled for."""
-  name = _device()[0]
-  return {'cuda': 'gpu', 'rocm': 'gpu'}.get(name, name)
-
-
-def vector_memory() -> int:
-  """Bytes that kernels and XLA share on the TPU that is compiled for."""
-  return _VECTOR_MEMORY.get(_device()[1], 16) * 2**20
+  found = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+  platform = {'cuda': 'gpu', 'rocm': 'gpu'}.get(found.platform, found.platform)
+  return platform, found.device_kind
 
 
 def pick(asked: Kind, query: Float[Array, 'B N H K']) -> str:
@@ -162,7 +141,7 @@ def pick(asked: Kind, query: Float[Array, 'B N H K']) -> str:
   ways = sharding.ways('tensor')
   heads = heads if heads % ways else heads // ways
   shape = (width, tokens, heads)
-  kernel, why = choose(asked, platform(), str(query.dtype), *shape)
+  kernel, why = choose(asked, device()[0], str(query.dtype), *shape)
   if why:
     say('attention', why)
   return kernel

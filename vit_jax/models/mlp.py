@@ -15,11 +15,13 @@ Kind = Literal['gelu', 'swiglu']
 # erf; its tanh approximation; x * sigmoid(1.702 x), as OpenAI's CLIP has it.
 Gelu = Literal['exact', 'tanh', 'quick']
 
-# Of the memory for kernels: the rest is XLA's, to keep what comes from one
-# operation for the next. Where the kernel takes more than a third, XLA copies
-# more than is saved (B/16 on v5e; docs/performance.md).
+# What the fused kernel was compiled for. Other TPUs have half the memory for
+# kernels or less, or two cores, of which it would use one.
+_MADE_FOR = ('TPU v5 lite', 'TPU v6 lite')
+# Of that memory: the rest is XLA's, to keep what comes from one operation for
+# the next. Where a kernel takes more than a third, XLA copies more by its own
+# count (B/16), and of narrow MLPs it keeps enough by itself (docs/scaling.md).
 _SHARE = {'auto': 1 / 3, 'fused': 3 / 4}
-# Of narrower ones XLA keeps enough on the chip by itself (Ti/16).
 _WIDE = 384
 
 _KERNEL, _BIAS = nn.initializers.xavier_uniform(), nn.initializers.normal(1e-6)
@@ -37,39 +39,6 @@ def refusal(dtype: str, kind: str) -> str:
   if dtype != 'bfloat16':
     return f"fused takes dtype = 'bfloat16', not {dtype!r}"
   return '' if kind == 'gelu' else f"fused takes mlp = 'gelu', not {kind!r}"
-
-
-def _fused(
-  asked: Kernel,
-  dtype: jnp.dtype,
-  kind: Kind,
-  dropout: bool,
-  x: jax.Array,
-  hidden: int,
-) -> bool:
-  """Whether it is computed by the fused kernel.
-
-  By 'auto' on TPUs where it can be had and moves less. If it is asked for and
-  cannot be had, one line of the log says why.
-  """
-  if asked == 'xla':
-    return False
-  why, (tokens, width) = refusal(str(dtype), kind), x.shape[1:]
-  if kernels.platform() != 'tpu':
-    why = f'fused is for TPUs, this is a {kernels.platform()}'
-  elif dropout and not why:
-    why = 'fused takes no dropout'
-  elif sharding.ways('tensor') > 1 and not why:
-    why = 'fused takes whole matrices: tensor = 1'
-  elif not why:
-    from vit_jax.models import fused
-
-    wanted = fused.memory(tokens, width, hidden) / kernels.vector_memory()
-    if wanted > _SHARE[asked]:
-      why = f'fused would take {wanted:.0%} of what kernels have on the chip'
-  if why and asked == 'fused':
-    kernels.say('mlp', why)
-  return not why and (asked == 'fused' or width >= _WIDE)
 
 
 class _Parameters(nn.Module):
@@ -100,6 +69,37 @@ class Mlp(nn.Module):
   dtype: jnp.dtype
   kernel: Kernel = 'xla'
 
+  def _why_not(self, x: jax.Array) -> str:
+    """Why the fused kernel does not compute it, or ''."""
+    platform, kind = kernels.device()
+    if platform != 'tpu':
+      return f'fused is for TPUs, this is a {platform}'
+    if kind not in _MADE_FOR:
+      return f'fused is for {" and ".join(_MADE_FOR)}, this is a {kind}'
+    if self.train and self.dropout:
+      return 'fused takes no dropout'
+    if sharding.ways('tensor') > 1:
+      return 'fused takes whole matrices: mesh.tensor = 1'
+    if why := refusal(str(self.dtype), self.kind):
+      return why
+    from vit_jax.models import fused  # Pallas, whose 0.15 s most do without
+
+    share, most = fused.share(*x.shape[1:], self.hidden), _SHARE[self.kernel]
+    if share > most:
+      return f'fused would take {share:.0%} of the chip, and {most:.0%} is most'
+    if self.kernel == 'fused':
+      return ''
+    if sharding.ways('fsdp') > 1:
+      return 'XLA sends slices of divided matrices while it multiplies'
+    return 'narrow' if x.shape[-1] < _WIDE else ''
+
+  def _is_fused(self, x: jax.Array) -> bool:
+    """Whether it is; where it is asked for, a line of the log says why not."""
+    why = '' if self.kernel == 'xla' else self._why_not(x)
+    if why and self.kernel == 'fused':
+      kernels.say('mlp', why)
+    return self.kernel != 'xla' and not why
+
   @nn.compact
   def __call__(self, x: Float[Array, 'B N D']) -> Float[Array, 'B N D']:
     def dense(width, name):
@@ -111,9 +111,8 @@ class Mlp(nn.Module):
         name=name,
       )
 
-    dropout = self.train and self.dropout > 0
-    if _fused(self.kernel, self.dtype, self.kind, dropout, x, self.hidden):
-      from vit_jax.models import fused  # Pallas, whose 0.15 s most do without
+    if self._is_fused(x):
+      from vit_jax.models import fused
 
       up = _Parameters(self.hidden, self.dtype, name='up')(x.shape[-1])
       down = _Parameters(x.shape[-1], self.dtype, name='down')(self.hidden)

@@ -69,8 +69,8 @@ class ViT(nn.Module, kw_only=True):
     patch_dropout: rate of patch tokens left out in training (arXiv 2212.00794).
     dtype: of the computation; parameters, normalisation, softmax and loss are
       float32 in any case.
-    attention: the kernel of it, 'auto', 'xla', 'cudnn' (GPUs) or 'splash'
-      (TPUs); see kernels.py.
+    attention: the kernel of it, 'auto', 'xla', 'cudnn' (GPUs), 'splash' or
+      'short' (TPUs); see kernels.py.
     mlp_kernel: of the blocks' MLPs, 'auto', 'xla' or 'fused' (TPUs); see
       mlp.py.
     remat, unroll: memory and speed, not the function; see encoder.py.
@@ -194,7 +194,8 @@ class ViT(nn.Module, kw_only=True):
     why = self.mlp_kernel == 'fused' and mlps.refusal(self.dtype, self.mlp)
     if why:
       raise UserError(
-        f"config.model.mlp_kernel = 'fused': {why}; 'auto' and 'xla' take any."
+        f"config.model.mlp_kernel = 'fused': {why} (config.model.dtype, mlp); "
+        "'auto' and 'xla' take any."
       )
     patches = grid(size, self.patch)
     if self.positions == 'sincos2d':

@@ -23,6 +23,12 @@ _EXCEEDS = re.compile(
 )
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
+# Of what a program has of ours and JAX's kernels: their names in its text.
+_MARKS = {
+  'attention': {'splash': 'splash_mha_fwd', 'short': 'short_attention_forward'},
+  'mlp': {'fused': 'fused_mlp_forward'},
+}
+
 # Without a GPU XLA cannot try its own kernels for matrix products, and some of
 # those it then picks do not compile: it calls cuBLAS instead.
 _CUDA = {'xla_gpu_enable_triton_gemm': False}
@@ -128,11 +134,9 @@ def _read(
   report['bytes_moved'] = {
     way: sum(row[way] for row in moved.values()) for way in ('links', 'network')
   }
-  marks = {'splash': 'splash_mha_fwd', 'short': 'short_attention_forward'}
-  found = [name for name, mark in marks.items() if mark in program.text]
-  report['attention'] = found[0] if found else 'xla'
-  fused = 'fused_mlp_forward' in program.text
-  report['mlp'] = 'fused' if fused else 'xla'
+  for what, marks in _MARKS.items():
+    found = [name for name, mark in marks.items() if mark in program.text]
+    report[what] = found[0] if found else 'xla'
   report['endless_loops'] = len(program.endless)
 
 
