@@ -39,7 +39,7 @@ def candidates(dtype: str, tokens: int) -> dict[str, Attend]:
     ),
     'flax': nn.dot_product_attention,
   }
-  platform = kernels.platform()
+  platform = kernels.device()[0]
   for name, kernel in kernels.KERNELS.items():
     kind, _ = kernels.choose(name, platform, dtype, WIDTH, tokens, HEADS)
     if kind == name:
@@ -110,7 +110,7 @@ def run(rounds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
           for call, count, kept in every:
             kept.append(_seconds(call, inputs, count))
       chosen, _ = kernels.choose(
-        'auto', kernels.platform(), dtype, WIDTH, tokens, HEADS
+        'auto', kernels.device()[0], dtype, WIDTH, tokens, HEADS
       )
       for name, kept in seconds.items():
         forward, both = (

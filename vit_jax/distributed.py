@@ -71,7 +71,7 @@ def check_same(values: dict[str, Any]):
     if len(other):
       raise UserError(
         f'process {other[0]} has another {name} than process 0: all have to '
-        'be started with the same command, on the same files.'
+        'be started with the same command, on the same files and kind of CPU.'
       )
 
 
