@@ -25,6 +25,7 @@ from vit_jax.errors import UserError, check_choice
 MEASURED = (
   'step',
   'input',
+  'loop',
   'attention',
   'startup',
   'compile',

@@ -4,8 +4,7 @@ Each peer lives in a process of its own and runs its rounds in turn, so that
 whatever else the machine does hits all alike. All do the same: read a JPEG of
 500x375, quality 90, crop 8 to 100 % of it at 3/4 to 4/3, resize to 224, flip
 half of the time, and hand over batches of 64 in float32 from -1 to 1 (ours: JAX
-arrays; the others: arrays in memory). Loops are whole runs of `train`, beside
-the bare jitted step on one batch. Peers (none is needed):
+arrays; the others: arrays in memory). Peers (none is needed):
 
   pip install torch==2.13.0 tensorflow-cpu grain
 """
@@ -27,8 +26,6 @@ GOALS = (
   ('ours', 'torch + Pillow', 2.0),
   ('ours', 'tf.data, not antialiased', 0.9),
   ('ours, 224x224 in memory, to the device', 'ours, to the device', 10.0),
-  ('loop on digits', 'step on digits', 0.97),
-  ('loop on JPEGs', 'step on JPEGs', 0.97),
 )
 
 
@@ -111,7 +108,7 @@ def run(images: int, rounds: int, batches: int) -> dict[str, Any]:
     'input',
     load=load,
     about=f'{images} JPEGs of {kilobytes:.0f} kB, batches of {peers.BATCH}, '
-    f'medians of {rounds} rounds, ratios of rounds; steps with unroll=0',
+    f'medians of {rounds} rounds, ratios of rounds',
     rates=rates,
     tables={
       'Input': measure.table(columns, rows),

@@ -58,8 +58,9 @@ def in_turn(
   """What each side measured in each round; and which ones died.
 
   Each side lives in a process of its own and has its round after the other's,
-  so that whatever else the machine does hits all alike. The first round of each
-  warms up, and is not counted.
+  so that whatever else the machine does hits all alike, and every other time in
+  the other order, so that what one leaves to the next does. The first round of
+  each warms up, and is not counted.
 
   Args:
     make: in the side's process, from its name to (a round, facts about it).
@@ -83,7 +84,7 @@ def in_turn(
         del pipes[name]
     check(facts)
     for number in track(range(rounds + 1), 'measuring', transient=True):
-      for name in list(pipes):
+      for name in list(pipes)[:: -1 if number % 2 else 1]:
         try:
           pipes[name].send(True)
           value = pipes[name].recv()

@@ -4,11 +4,9 @@ What a peer returns is called with (batches to drop, batches to time) and gives
 images a second; it keeps its iterator between calls.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import io
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from vit_jax.workdir import read_json
 
 BATCH, SIZE = 64, 224
 OURS = ('decode', 'inception_crop', 'flip', 'range(-1, 1)')
@@ -40,7 +36,7 @@ def _timed(batches: Iterator[Any], ready: Callable = lambda x: x) -> Measure:
   return measure
 
 
-def _config(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
+def config_of(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
   from vit_jax import config
 
   values = {
@@ -64,10 +60,10 @@ def _config(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
 def _setup(folder: Path, texts: tuple[str, ...], **fields: Any) -> Any:
   from vit_jax.setup import Setup
 
-  return Setup(_config(folder, texts, **fields))
+  return Setup(config_of(folder, texts, **fields))
 
 
-def _stream(setup: Any) -> Iterator[Any]:
+def stream(setup: Any) -> Iterator[Any]:
   return setup.loader('train', setup.train_source).train(0, 10**9)
 
 
@@ -75,7 +71,7 @@ def ours(folder: Path) -> Measure:
   """The loader of this project, JPEGs read from the disk's cache."""
   import jax
 
-  return _timed(_stream(_setup(folder / 'jpeg', OURS)), jax.block_until_ready)
+  return _timed(stream(_setup(folder / 'jpeg', OURS)), jax.block_until_ready)
 
 
 def _bytes(setup: Any) -> Iterator[Any]:
@@ -103,7 +99,6 @@ def in_memory(folder: Path) -> Measure:
 
 def pillow(data: bytes, rng: np.random.Generator) -> np.ndarray:
   """torchvision's RandomResizedCrop and flip by Pillow, antialiased."""
-  import io
 
   from vit_jax.data.geometry import inception_box
 
@@ -179,61 +174,6 @@ def grain(folder: Path) -> Measure:
   return _timed(iter(data.batch(BATCH)))
 
 
-def _steps(config: Any, steps: int) -> Measure:
-  """The bare jitted step on one batch, from its first to the last one's end."""
-  import jax
-
-  from vit_jax.setup import Setup
-
-  setup = Setup(config)
-  batch, state = next(_stream(setup)), setup.init()
-
-  def measure(*_) -> float:
-    nonlocal state
-    begun = time.perf_counter()
-    with jax.set_mesh(setup.mesh):
-      for _ in range(steps):
-        state, _ = setup.train_step(state, batch)
-      jax.block_until_ready(state)
-    return steps * config.batch_size / (time.perf_counter() - begun)
-
-  return measure
-
-
-def _train(config: Any, steps: int) -> Measure:
-  """A whole run: images a second of its steps, as its result.json says.
-
-  All of them but the first one, which compiles.
-  """
-  from vit_jax import config as config_lib
-  from vit_jax import train
-
-  values = config.to_dict() | {'total': f'{steps + 1} steps'}
-  values |= {'eval_every': '0 steps', 'save_every': '0 steps'}
-  values |= {'log_every': '0 steps'}
-  config = config_lib.resolve(values)
-
-  def measure(*_) -> float:
-    with tempfile.TemporaryDirectory() as name:
-      path = Path(name) / 'run'
-      with contextlib.redirect_stdout(io.StringIO()):
-        train.run(config, path)
-      return read_json(path / 'result.json')['time']['images_per_second']
-
-  return measure
-
-
-def _digits() -> Any:
-  from vit_jax import config
-
-  root = Path(__file__).parent.parent
-  return config.load(str(root / 'configs' / 'digits.py'))
-
-
-def _small(folder: Path) -> Any:
-  return _config(folder / 'jpeg', OURS, batch_size=8, model__unroll=0)
-
-
 PEERS: dict[str, Callable[[Path], Measure]] = {
   'ours': ours,
   'ours, to the device': ours_bytes,
@@ -241,10 +181,6 @@ PEERS: dict[str, Callable[[Path], Measure]] = {
   'torch + Pillow': torch,
   'tf.data, not antialiased': tf_data,
   'Grain + Pillow': grain,
-  'step on digits': lambda _: _steps(_digits(), 150),
-  'loop on digits': lambda _: _train(_digits(), 150),
-  'step on JPEGs': lambda folder: _steps(_small(folder), 12),
-  'loop on JPEGs': lambda folder: _train(_small(folder), 12),
 }
 _NEEDS = {
   'torch + Pillow': 'torch',

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import re
+import time
 import types
 
 import jax
@@ -17,6 +18,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import (
   attention,
   checkpoint,
+  loop,
   measure,
   mnist,
   peers,
@@ -28,6 +30,7 @@ from benchmarks import (
 from benchmarks import input as input_benchmark
 from tests import torch_reference
 from tests.conftest import ROOT
+from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.workdir import write_json
 
@@ -304,6 +307,17 @@ def test_tables_of_a_page(tmp_path):
   assert benchmarks.main(['render', str(file), str(page)]) == 2
 
 
+def numbered(name):
+  """A side of `in_turn` that says when it was its turn."""
+  return time.perf_counter, None
+
+
+def test_sides_take_turns_to_be_first():
+  found, _ = measure.in_turn(numbered, ['one', 'two'], 4)
+  first = [a < b for a, b in zip(found['one'], found['two'], strict=True)]
+  assert first == [False, True, False, True]
+
+
 def side(name):
   """A side of `in_turn`: counts its rounds; 'dies' in the second."""
   rounds = []
@@ -385,7 +399,26 @@ def test_the_records_of_saves_and_loops():
   made = checkpoint.run(2, 'mu/16')
   named = [r[0] for r in made['tables']['Checkpoints and evaluation']['rows']]
   assert 'digest, a part of a save' in named and 'evaluation' in named
-  config = peers._digits()
-  for make in (peers._steps, peers._train):
-    measured = make(config, 3)
-    assert measured(0, 0) > 0
+
+
+@pytest.mark.slow
+def test_a_loop_and_its_step_run():
+  digits = config_lib.load(str(ROOT / 'configs' / 'digits.py'))
+  for make in (loop.bare, loop.whole):
+    assert make(digits, 3)() > 0
+
+
+def test_the_record_of_loops(monkeypatch):
+  """Its ratios are of the same rounds, with their quartiles."""
+
+  def in_turn(make, names, rounds):
+    assert rounds == 3
+    step, ran = [10.0, 20.0, 10.0], [9.8, 19.8, 5.0]
+    return {n: step if n.startswith('step') else ran for n in names}, {}
+
+  monkeypatch.setattr(measure, 'in_turn', in_turn)
+  monkeypatch.setattr(loop.inputs, 'make_pictures', lambda *_: 0.0)
+  made = loop.run(3)
+  (table,) = made['tables'].values()
+  assert table['rows'][0] == ['digits', '10', '9.8', '0.98', '0.74', '0.985']
+  assert made['goals']['loop / step on digits']['met']

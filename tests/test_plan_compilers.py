@@ -215,7 +215,7 @@ def test_activations_stay_where_they_are(python):
 
 
 FSDP = """
-import json, sys
+import json, re, sys
 import jax
 from vit_jax import config, trees
 from vit_jax.models import encoder
@@ -240,10 +240,14 @@ setup = Setup(loaded, stated_info(loaded), devices=devices)
 state, batch = setup.abstract_state, setup.abstract_batch
 with jax.set_mesh(setup.mesh):
   program = Program(setup.train_step.lower(state, batch).compile().as_text())
-moved, of_batches = 0, []
-for types, x, times in program.executed():
+moved, of_batches, seen = 0, [], set()
+for types, x, times in program.executed(fusions=True):
   if x.op.removesuffix('-start') not in OPS or times == 1:
     continue
+  channel = re.search(r'channel_id=(\\d+)', x.rest)
+  if channel and channel[1] in seen:  # a fusion shows it in each of its parts
+    continue
+  seen.add(channel and channel[1])
   inputs = ' '.join(types[name].type for name in x.inputs)
   # What is started has its inputs in its type, too.
   moved += times * (size(x.type) - size(inputs) * x.op.endswith('-start'))
@@ -274,9 +278,9 @@ def test_fsdp_exchanges_parameters_not_batches(python):
     code, out, err = python('-c', FSDP, kernel, word)
     assert code == 0, err
     found[kernel, word] = json.loads(out)
-  for kernel, least in (('auto', 1.4), ('fused', 1.2), ('xla', 1.4)):
+  for kernel in ('auto', 'fused', 'xla'):
     moved, of_batches = found[kernel, 'kept']
-    assert not of_batches and least < moved < 1.84
+    assert not of_batches and 1.5 < moved < 1.84
   _, of_batches = found['xla', 'free']
   assert of_batches  # the control; our kernels divide batches by themselves
 
