@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import errors
+from vit_jax import cli, errors
 from vit_jax.cli import main
 
 DIGITS = '--config=configs/digits.py'
@@ -373,6 +373,34 @@ def test_debug_raises(tmp_path, before):
   argv.insert(0 if before else 3, '--debug')
   with pytest.raises(errors.UserError, match='no such file'):
     main(argv)
+
+
+def test_help_needs_no_jax():
+  """Which is most of what a start takes."""
+  code = 'import sys; from vit_jax import cli; {}; print("jax" in sys.modules)'
+  for what, loaded in (
+    ('cli.flags.parser().format_help()', 'False'),
+    ('import jax', 'True'),
+  ):
+    command = [sys.executable, '-c', code.format(what)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == loaded
+
+
+def test_programs_are_kept(monkeypatch, tmp_path):
+  """By default where caches are; JAX's own variable says otherwise."""
+  own, asked = tmp_path / 'vit_jax' / 'xla', tmp_path / 'elsewhere'
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  try:
+    for variable, folder in ((None, own), (str(asked), asked)):
+      monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+      if variable:
+        monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', variable)
+      cli._cache_compilations()
+      assert jax.config.jax_compilation_cache_dir == str(folder)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
 
 
 def test_help_and_nothing(capsys):

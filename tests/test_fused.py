@@ -124,6 +124,18 @@ def test_eight_devices_are_one(batch):
   assert furthest(wrong, expected) > 0.1  # as if devices had each other's
 
 
+def test_it_says_what_it_moves():
+  """XLA counts what a kernel says: operands and results, each once."""
+  x, up, down, cotangent = arrays(2, 21, 16, 40, 'bfloat16')
+  forward = functools.partial(interpreted, flavour='tanh')
+  text = str(jax.make_jaxpr(both(forward))(x, up, down, cotangent))
+  rows, z, params = 2 * 21 * 16, 2 * 21 * 40, 2 * 16 * 40 + 16 + 40
+  said = [int(n) for n in re.findall(r'bytes_accessed=(\d+)', text)]
+  ahead = 2 * rows + z + params  # x, y; what GELU takes
+  back = 3 * rows + z + 2 * params - 16 - 40  # x, dy, dx; no bias is read
+  assert said == [2 * ahead, 2 * back]
+
+
 # --- In a model ---
 
 FIELDS = {'variant': 'mu/4', 'width': 384, 'hidden': 64, 'heads': 2, 'depth': 2}

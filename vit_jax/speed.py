@@ -22,7 +22,7 @@ _KINDS = (
   ('TPU v6', 'v6e'),
   ('TPU7x', 'tpu7x'),
   ('NVIDIA A100', 'a100'),
-  ('NVIDIA H100', 'h100'),
+  ('NVIDIA H100 80GB HBM3', 'h100'),  # others have other peaks
   ('NVIDIA B200', 'b200'),
 )
 _SIDE = 1024  # of the matrices that a CPU's peak is measured with
