@@ -236,6 +236,7 @@ def test_block_is_pre_norm():
     drop_path=0.0,
     dtype=F32,
     attention='xla',
+    mlp_kernel='xla',
   )
   model = Block(layer)
   x, rate = normal(2, 5, 8), jnp.zeros(())

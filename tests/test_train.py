@@ -142,26 +142,6 @@ def test_the_clock_counts_all_steps_but_the_first(
   assert ('time/training' in lines[0]) == (every != '1 steps')
 
 
-def test_metrics_are_fetched_one_step_late(small_config, tmp_path, monkeypatch):
-  """While the next step runs, which has been started before."""
-  events, get, begin = [], jax.device_get, log.Log.step
-
-  def fetch(x):
-    if isinstance(x, dict) and 'finite' in x:
-      events.append('fetch')
-    return get(x)
-
-  def started(self, *args):
-    events.append('step')
-    begin(self, *args)
-
-  monkeypatch.setattr(jax, 'device_get', fetch)
-  monkeypatch.setattr(log.Log, 'step', started)
-  never = {'eval_every': '0 steps', 'save_every': '0 steps'}
-  assert train.run(small_config(total='4 steps', **never), tmp_path) == 0
-  assert events == ['step', *['step', 'fetch'] * 3, 'fetch']
-
-
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, root):
   """One uninterrupted small run: (config, workdir)."""
