@@ -200,8 +200,8 @@ def test_profile(small_config, tmp_path):
 
 
 def test_the_table_of_operations(tmp_path):
-  """Sums by operation, the largest first; what is no operation left out."""
-  made = [('a', 30.0), ('b', 50.0), ('a', 40.0), ('c', 10.0)]
+  """Sums by kind and by operation; what is no operation left out."""
+  made = [('a.1', 20.0), ('b', 50.0), ('a.2', 40.0), ('c', 10.0), ('a.1', 10.0)]
   trace = [{'name': n, 'dur': d, 'args': {'hlo_op': n}} for n, d in made] + [
     {'name': 'host', 'dur': 1e6}
   ]
@@ -209,11 +209,14 @@ def test_the_table_of_operations(tmp_path):
   file.parent.mkdir()
   with gzip.open(file, 'wt') as f:
     json.dump({'traceEvents': trace}, f)
-  lines = profile.table(profile.events(tmp_path), 2, 2).splitlines()
+  lines = profile.table(profile.events(tmp_path), 2, 4).splitlines()
   assert lines[0] == '2 steps, 0.07 ms of operations a step'
-  assert lines[2].split() == ['53.8%', '0.035', '1.0', 'a']
-  assert lines[3].split() == ['38.5%', '0.025', '0.5', 'b']
-  assert lines[4].split() == ['7.7%', '0.005', '1', 'others']
+  kinds, operations = lines[2:5], lines[7:]
+  assert kinds[0].split() == ['53.8%', '0.035', '1.5', 'a']
+  assert kinds[1].split() == ['38.5%', '0.025', '0.5', 'b']
+  assert kinds[2].split() == ['7.7%', '0.005', '1', 'others']
+  assert operations[0].split() == ['38.5%', '0.025', '0.5', 'b']
+  assert [line.split()[-1] for line in operations] == ['b', 'a.2', 'a.1', 'c']
   assert 'no operations' in profile.table([], 2)
 
 

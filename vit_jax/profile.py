@@ -75,26 +75,18 @@ def events(folder: Path) -> list[dict[str, Any]]:
   return [e for e in found if 'hlo_op' in e.get('args', {}) and 'dur' in e]
 
 
-def table(found: list[dict[str, Any]], steps: int, shown: int = _SHOWN) -> str:
-  """The operations by time: share of all, ms a step, calls a step, name.
-
-  Args:
-    found: see `events`.
-    steps: that they are of.
-    shown: at most so many.
-  """
+def _rows(
+  found: list[dict[str, Any]], steps: int, shown: int, what: str, end: str
+) -> list[str]:
+  """A table of `what`: names of operations without what `end` matches."""
   spent: collections.Counter[str] = collections.Counter()
   calls: collections.Counter[str] = collections.Counter()
   for event in found:
-    spent[event['args']['hlo_op']] += event['dur']
-    calls[event['args']['hlo_op']] += 1
+    name = re.sub(end, '', event['args']['hlo_op'])
+    spent[name] += event['dur']
+    calls[name] += 1
   whole = sum(spent.values())
-  if not whole:
-    return 'no operations in the trace\n'
-  lines = [
-    f'{steps} steps, {whole / steps / 1e3:.2f} ms of operations a step',
-    ' share     ms/step  calls/step  operation',
-  ]
+  lines = [f' share     ms/step  calls/step  {what}']
   lines += [
     f'{micro / whole:6.1%} {micro / steps / 1e3:11.3f} '
     f'{calls[name] / steps:11.1f}  {name}'
@@ -106,6 +98,28 @@ def table(found: list[dict[str, Any]], steps: int, shown: int = _SHOWN) -> str:
       f'{rest / whole:6.1%} {rest / steps / 1e3:11.3f} '
       f'             {len(spent) - shown} others'
     )
+  return lines
+
+
+def table(found: list[dict[str, Any]], steps: int, shown: int = _SHOWN) -> str:
+  """Kinds of operations by time, and operations: share of all, ms a step.
+
+  A kind has those that are named alike but for a number, as `fusion.12`.
+
+  Args:
+    found: see `events`.
+    steps: that they are of.
+    shown: at most so many operations, and half as many kinds.
+  """
+  whole = sum(event['dur'] for event in found)
+  if not whole:
+    return 'no operations in the trace\n'
+  lines = [
+    f'{steps} steps, {whole / steps / 1e3:.2f} ms of operations a step',
+    *_rows(found, steps, shown // 2, 'kind', r'[.\d]+$'),
+    '',
+    *_rows(found, steps, shown, 'operation', '$'),
+  ]
   return '\n'.join(lines) + '\n'
 
 
