@@ -3,8 +3,9 @@
 A whole run's images a second of all steps but the first, as its result.json
 says, beside the jitted step on one batch that is on the device. Of digits the
 step is short and the batches are small; of JPEGs it is long, and they are cut,
-resized and flipped. Sides have their rounds in turn, every other time in the
-other order.
+resized and flipped. `idle` is a run, too, whose loader gives one batch again
+and again: on a CPU loading has the cores of the step, and what the loop itself
+costs is seen without it.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vit_jax.workdir import read_json
 LEAST = 0.97
 _STEPS = {'digits': 300, 'JPEGs': 12}  # of a round
 _PICTURES = 64
+_SIDES = ('step', 'loop', 'idle')
 
 
 def bare(config: Any, steps: int) -> Callable[[], float]:
@@ -49,9 +51,20 @@ def bare(config: Any, steps: int) -> Callable[[], float]:
   return once
 
 
-def whole(config: Any, steps: int) -> Callable[[], float]:
+def _again(self: Any, start: int, stop: int, _: Any) -> Iterator[Any]:
+  """In place of Loader.train."""
+  batch = self.train_batch(start)
+  for _ in range(start, stop):
+    yield batch
+
+
+def whole(config: Any, steps: int, idle: bool = False) -> Callable[[], float]:
   """Images/s of a run of `train` that saves and evaluates at its end only."""
   from vit_jax import train
+  from vit_jax.data.loader import Loader
+
+  if idle:  # in the process of this side
+    Loader.train = _again
 
   values = config.to_dict() | {'total': f'{steps + 1} steps'}
   never = ('eval_every', 'save_every', 'log_every')
@@ -76,13 +89,16 @@ def _side(folder: Path, name: str):
   else:
     fields = {'batch_size': 8, 'model__unroll': 0}
     config = peers.config_of(folder / 'jpeg', peers.OURS, **fields)
-  return {'step': bare, 'loop': whole}[what](config, _STEPS[data]), None
+  make = {'step': bare, 'loop': whole}.get(
+    what, functools.partial(whole, idle=True)
+  )
+  return make(config, _STEPS[data]), None
 
 
 def run(rounds: int) -> dict[str, Any]:
   """Makes the pictures and measures; the record."""
   load = os.getloadavg()[0]
-  names = [f'{what} on {data}' for data in _STEPS for what in ('step', 'loop')]
+  names = [f'{what} on {data}' for data in _STEPS for what in _SIDES]
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     inputs.make_pictures(folder, _PICTURES)
@@ -90,13 +106,15 @@ def run(rounds: int) -> dict[str, Any]:
     found, _ = measure.in_turn(side, names, rounds)
   rows, goals = [], {}
   for data in _STEPS:
-    step, loop = found[f'step on {data}'], found[f'loop on {data}']
-    ratios = [a / b for a, b in zip(loop, step, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method='inclusive')
-    shown = (*map(measure.median, (step, loop)), middle, low, high)
-    rows.append((data, *shown))
-    goals[f'loop / step on {data}'] = measure.goal(middle, least=LEAST)
-  columns = ('', 'step, images/s', 'loop', 'loop / step', 'from', 'to')
+    step = found[f'step on {data}']
+    rows.append((data, 'step', measure.median(step), '', '', ''))
+    for side in _SIDES[1:]:
+      rates = found[f'{side} on {data}']
+      ratios = [a / b for a, b in zip(rates, step, strict=True)]
+      low, middle, high = statistics.quantiles(ratios, n=4, method='inclusive')
+      rows.append((data, side, measure.median(rates), middle, low, high))
+      goals[f'{side} / step on {data}'] = measure.goal(middle, least=LEAST)
+  columns = ('', '', 'images/s', 'of its step', 'from', 'to')
   return measure.record(
     'loop',
     load=load,

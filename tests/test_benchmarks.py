@@ -31,6 +31,7 @@ from benchmarks import input as input_benchmark
 from tests import torch_reference
 from tests.conftest import ROOT
 from vit_jax import config as config_lib
+from vit_jax.data.loader import Loader
 from vit_jax.errors import UserError
 from vit_jax.workdir import write_json
 
@@ -408,6 +409,21 @@ def test_a_loop_and_its_step_run():
     assert make(digits, 3)() > 0
 
 
+@pytest.mark.slow
+def test_an_idle_loader_gives_one_batch(monkeypatch):
+  seen, fill = [], Loader._train
+  monkeypatch.setattr(Loader, 'train', Loader.train)  # put back afterwards
+
+  def counted(self, step, run):
+    seen.append(step)
+    return fill(self, step, run)
+
+  monkeypatch.setattr(Loader, '_train', counted)
+  digits = config_lib.load(str(ROOT / 'configs' / 'digits.py'))
+  assert loop.whole(digits, 3)() > 0 and len(seen) == 4
+  assert loop.whole(digits, 3, idle=True)() > 0 and seen[4:] == [0]
+
+
 def test_the_record_of_loops(monkeypatch):
   """Its ratios are of the same rounds, with their quartiles."""
 
@@ -420,5 +436,11 @@ def test_the_record_of_loops(monkeypatch):
   monkeypatch.setattr(loop.inputs, 'make_pictures', lambda *_: 0.0)
   made = loop.run(3)
   (table,) = made['tables'].values()
-  assert table['rows'][0] == ['digits', '10', '9.8', '0.98', '0.74', '0.985']
+  rows = table['rows']
+  assert rows[0] == ['digits', 'step', '10', '', '', '']
+  assert rows[1] == ['digits', 'loop', '9.8', '0.98', '0.74', '0.985']
+  assert [row[:2] for row in rows[2:4]] == [
+    ['digits', 'idle'],
+    ['JPEGs', 'step'],
+  ]
   assert made['goals']['loop / step on digits']['met']
