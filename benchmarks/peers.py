@@ -99,7 +99,6 @@ def in_memory(folder: Path) -> Measure:
 
 def pillow(data: bytes, rng: np.random.Generator) -> np.ndarray:
   """torchvision's RandomResizedCrop and flip by Pillow, antialiased."""
-
   from vit_jax.data.geometry import inception_box
 
   image = Image.open(io.BytesIO(data)).convert('RGB')

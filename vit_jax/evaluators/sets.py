@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from vit_jax.data import SOURCES, open_split, source_fields
+from vit_jax.data.loader import Loader
 from vit_jax.data.sources import Record, Source, key_of, location, parse_name
 from vit_jax.errors import UserError, check_choice, did_you_mean
 from vit_jax.evaluators.view import View
@@ -121,8 +122,8 @@ def _open(
   split: str,
   published: bool = False,
   whole: bool = False,
-) -> _Relabelled:
-  """A split whose first picture can be read by the ops of 'test'."""
+) -> Loader:
+  """Of a split whose first picture can be read, by the ops of 'test'."""
   kind, path = parse_name(name)
   check_choice('data', kind, SOURCES)
   if not split:
@@ -136,29 +137,22 @@ def _open(
     fields = {k: v for k, v in fields.items() if not k.endswith('_feature')}
   source = open_split(name, split, on_error=data.on_error, **fields)
   source = _relabelled(call, source, setup.info.classes)
-  setup.loader('test', source, whole)
-  return source
+  return setup.loader('test', source, whole)
 
 
 def error_on(
-  view: View,
-  source: _Relabelled,
-  name: str,
-  *,
-  whole: bool = False,
-  occurring: bool = False,
+  view: View, loader: Loader, name: str, occurring: bool = False
 ) -> tuple[float, int]:
   """Share of wrong answers, and how many classes could be answered.
 
   Args:
     view: of the model.
-    source: of the set, whose classes are the answers.
+    loader: of the set, whose classes are the answers.
     name: of what each example has, to be kept.
-    whole: pictures of the model's size are taken as they are.
     occurring: only classes that occur are answers.
   """
-  rows = view.logits(source, whole)
-  answers = np.unique(rows['label'] if occurring else source.answers)
+  rows, known = view.logits(loader), loader.source.answers
+  answers = np.unique(rows['label'] if occurring else known)
   predicted = answers[rows['logits'][:, answers].argmax(1)]
   kept = {'record': rows['record'], 'label': rows['label']}
   view.keep(name, **kept, prediction=predicted)
@@ -167,8 +161,8 @@ def error_on(
 
 def other_set(
   setup: Any, data: str, split: str = ''
-) -> tuple[str, str, _Relabelled]:
-  """What `on` needs: as config.data.name, its split, the source."""
+) -> tuple[str, str, Loader]:
+  """What `on` needs: as config.data.name, its split, the loader."""
   call = f'on({data!r})'
   name, split = SETS.get(data, (data, split))
   if ':' not in name and name not in SOURCES:
@@ -189,13 +183,13 @@ def on(view: View, data: str, split: str = '') -> dict[str, float]:
     data: a name of `SETS`, or as config.data.name.
     split: of the latter; '': 'test', or all of a folder of class folders.
   """
-  name, split, source = other_set(view.setup, data, split)
-  view = view.of(source, f'{data} {split}'.rstrip())
+  name, split, loader = other_set(view.setup, data, split)
+  view = view.of(loader.source, f'{data} {split}'.rstrip())
   short = data if data in SETS else re.sub(r'[^A-Za-z0-9_]+', '_', data)
   short = f'on_{short.strip("_")}'
   some = bool(_OF_SOME.fullmatch(name))
   with _named(f'on({data!r})'):
-    error, classes = error_on(view, source, short, occurring=some)
+    error, classes = error_on(view, loader, short, some)
   return {short: 1 - error, f'{short}_classes': float(classes)}
 
 
@@ -204,8 +198,8 @@ _CORRUPTED = 'tfds:imagenet2012_corrupted/{corruption}_{severity}'
 
 def corrupted_sets(
   setup: Any, data: str = _CORRUPTED, split: str = 'validation'
-) -> dict[str, list[_Relabelled]]:
-  """What `imagenet_c` needs: by corruption, five sources each."""
+) -> dict[str, list[Loader]]:
+  """What `imagenet_c` needs: by corruption, five loaders each."""
   for part in ('{corruption}', '{severity}'):
     if part not in data:
       raise UserError(f'imagenet_c({data!r}): it has no {part}.')
@@ -240,10 +234,10 @@ def imagenet_c(
   errors = {}
   for corruption, five in corrupted_sets(view.setup, data, split).items():
     found = []
-    for severity, source in enumerate(five, 1):
+    for severity, loader in enumerate(five, 1):
       name = f'imagenet_c_{corruption}_{severity}'
-      own = view.of(source, name)
-      found.append(error_on(own, source, name, whole=True)[0])
+      own = view.of(loader.source, name)
+      found.append(error_on(own, loader, name)[0])
     errors[corruption] = float(np.mean(found))
   relative = [error / ALEXNET[name] for name, error in errors.items()]
   named = {f'imagenet_c_{name}': error for name, error in errors.items()}

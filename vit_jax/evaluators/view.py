@@ -135,9 +135,8 @@ class View:
       self.loader, lambda b: step(self.params, b)[1], 'outputs'
     )
 
-  def logits(self, source: Source, whole: bool = False) -> Rows:
-    """`logits` (n, Y) and `label` of another source; `whole` as of `loader`."""
-    loader = self.setup.loader('test', source, whole)
+  def logits(self, loader: Loader) -> Rows:
+    """`logits` (n, Y) and `label` of what another loader loads."""
     return self._run(loader, 'logits', 'logits')
 
   def keep(self, name: str, **rows: np.ndarray):

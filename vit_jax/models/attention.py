@@ -141,6 +141,7 @@ class Linear(nn.Module):
   outputs: tuple[int, ...]
   use_bias: bool
   dtype: jnp.dtype
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   def setup(self):
     flat = math.prod(self.inputs), math.prod(self.outputs)
@@ -150,7 +151,7 @@ class Linear(nn.Module):
 
     self.kernel = self.param('kernel', init, (*self.inputs, *self.outputs))
     if self.use_bias:
-      self.bias = self.param('bias', nn.initializers.zeros, self.outputs)
+      self.bias = self.param('bias', self.bias_init, self.outputs)
 
   def matrix(self) -> tuple[Float[Array, 'I O'], Float[Array, 'O'] | None]:
     """Kernel and bias to compute with."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vit_jax import sharding
 from vit_jax.models import kernels
+from vit_jax.models.attention import Linear
 
 Kernel = Literal['auto', 'xla', 'fused']
 Kind = Literal['gelu', 'swiglu']
@@ -24,7 +25,7 @@ _MADE_FOR = ('TPU v5 lite', 'TPU v6 lite')
 _SHARE = {'auto': 1 / 3, 'fused': 3 / 4}
 _WIDE = 384
 
-_KERNEL, _BIAS = nn.initializers.xavier_uniform(), nn.initializers.normal(1e-6)
+_BIAS = nn.initializers.normal(1e-6)
 
 
 def gelu(x: jax.Array, flavour: Gelu) -> jax.Array:
@@ -34,24 +35,13 @@ def gelu(x: jax.Array, flavour: Gelu) -> jax.Array:
   return nn.gelu(x, approximate=flavour == 'tanh')
 
 
-def refusal(dtype: str, kind: str) -> str:
-  """Why the fused kernel cannot take such an MLP, or ''."""
+def refusal(kernel: Kernel, dtype: str, kind: Kind) -> str:
+  """Why a kernel cannot take such an MLP, or ''."""
+  if kernel != 'fused':
+    return ''
   if dtype != 'bfloat16':
     return f"fused takes dtype = 'bfloat16', not {dtype!r}"
   return '' if kind == 'gelu' else f"fused takes mlp = 'gelu', not {kind!r}"
-
-
-class _Parameters(nn.Module):
-  """Those of a linear layer, for a kernel that computes more than one."""
-
-  width: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, inputs: int) -> tuple[Array, Array]:
-    kernel = self.param('kernel', _KERNEL, (inputs, self.width))
-    bias = self.param('bias', _BIAS, (self.width,))
-    return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Mlp(nn.Module):
@@ -80,25 +70,26 @@ class Mlp(nn.Module):
       return 'fused takes no dropout'
     if sharding.ways('tensor') > 1:
       return 'fused takes whole matrices: mesh.tensor = 1'
-    if why := refusal(str(self.dtype), self.kind):
+    if why := refusal('fused', str(self.dtype), self.kind):
       return why
     from vit_jax.models import fused  # Pallas, whose 0.15 s most do without
 
     share, most = fused.share(*x.shape[1:], self.hidden), _SHARE[self.kernel]
     if share > most:
       return f'fused would take {share:.0%} of the chip, and {most:.0%} is most'
-    if self.kernel == 'fused':
-      return ''
-    if sharding.ways('fsdp') > 1:
-      return 'XLA sends slices of divided matrices while it multiplies'
-    return 'narrow' if x.shape[-1] < _WIDE else ''
+    return ''
 
   def _is_fused(self, x: jax.Array) -> bool:
     """Whether it is; where it is asked for, a line of the log says why not."""
-    why = '' if self.kernel == 'xla' else self._why_not(x)
-    if why and self.kernel == 'fused':
+    if self.kernel == 'xla':
+      return False
+    why = self._why_not(x)
+    if self.kernel == 'auto':
+      # Of divided matrices XLA sends slices while it multiplies.
+      return not why and x.shape[-1] >= _WIDE and sharding.ways('fsdp') == 1
+    if why:
       kernels.say('mlp', why)
-    return self.kernel != 'xla' and not why
+    return not why
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B N D']) -> Float[Array, 'B N D']:
@@ -106,7 +97,7 @@ class Mlp(nn.Module):
       return nn.Dense(
         width,
         dtype=self.dtype,
-        kernel_init=_KERNEL,
+        kernel_init=nn.initializers.xavier_uniform(),
         bias_init=_BIAS,
         name=name,
       )
@@ -114,9 +105,10 @@ class Mlp(nn.Module):
     if self._is_fused(x):
       from vit_jax.models import fused
 
-      up = _Parameters(self.hidden, self.dtype, name='up')(x.shape[-1])
-      down = _Parameters(x.shape[-1], self.dtype, name='down')(self.hidden)
-      return fused.mlp(x, up, down, self.gelu)
+      outer, inner = x.shape[-1:], (self.hidden,)
+      up = Linear(outer, inner, True, self.dtype, _BIAS, name='up')
+      down = Linear(inner, outer, True, self.dtype, _BIAS, name='down')
+      return fused.mlp(x, up.matrix(), down.matrix(), self.gelu)
     y = dense(self.hidden, 'up')(x)
     if self.kind == 'swiglu':
       y = nn.silu(dense(self.hidden, 'gate')(x)) * y

@@ -184,19 +184,17 @@ class ViT(nn.Module, kw_only=True):
         f"config.model.positions = 'rope2d' needs heads of a width that is a "
         f'multiple of 4, not {head_width}.'
       )
-    why = kernels.refusal(self.attention, self.dtype, head_width)
-    if why:
-      raise UserError(
-        f'config.model.attention = {self.attention!r}: {why} '
-        f'(config.model.dtype, heads, width); '
-        "'auto' and 'xla' take any."
-      )
-    why = self.mlp_kernel == 'fused' and mlps.refusal(self.dtype, self.mlp)
-    if why:
-      raise UserError(
-        f"config.model.mlp_kernel = 'fused': {why} (config.model.dtype, mlp); "
-        "'auto' and 'xla' take any."
-      )
+    refused = {
+      'attention': kernels.refusal(self.attention, self.dtype, head_width),
+      'mlp_kernel': mlps.refusal(self.mlp_kernel, self.dtype, self.mlp),
+    }
+    fields = {'attention': 'dtype, heads, width', 'mlp_kernel': 'dtype, mlp'}
+    for field, why in refused.items():
+      if why:
+        raise UserError(
+          f'config.model.{field} = {getattr(self, field)!r}: {why} '
+          f"(config.model.{fields[field]}); 'auto' and 'xla' take any."
+        )
     patches = grid(size, self.patch)
     if self.positions == 'sincos2d':
       encodings.sincos2d(patches, shape.width)
