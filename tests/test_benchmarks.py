@@ -403,44 +403,50 @@ def test_the_records_of_saves_and_loops():
 
 
 @pytest.mark.slow
-def test_a_loop_and_its_step_run():
-  digits = config_lib.load(str(ROOT / 'configs' / 'digits.py'))
-  for make in (loop.bare, loop.whole):
-    assert make(digits, 3)() > 0
-
-
-@pytest.mark.slow
-def test_an_idle_loader_gives_one_batch(monkeypatch):
-  seen, fill = [], Loader._train
-  monkeypatch.setattr(Loader, 'train', Loader.train)  # put back afterwards
+@pytest.mark.parametrize('idle', [False, True])
+def test_a_loop_and_its_step_take_turns(monkeypatch, idle):
+  """Ours load a batch a step; an idle loader none once it is ahead."""
+  events, fill, bare = [], Loader._train, loop.bare
 
   def counted(self, step, run):
-    seen.append(step)
+    events.append(step)
     return fill(self, step, run)
 
+  def seen(*args):
+    turn = bare(*args)
+    events.clear()
+    return lambda: events.append('bare') or turn()
+
   monkeypatch.setattr(Loader, '_train', counted)
+  monkeypatch.setattr(loop, 'bare', seen)
+  given = Loader.train
   digits = config_lib.load(str(ROOT / 'configs' / 'digits.py'))
-  assert loop.whole(digits, 3)() > 0 and len(seen) == 4
-  assert loop.whole(digits, 3, idle=True)() > 0 and seen[4:] == [0]
+  pairs = loop.in_turn(digits, 4, 2, idle)
+  assert np.shape(pairs) == (2, 2) and np.min(pairs) > 0
+  assert events.count('bare') == 3  # the first one is not told
+  loaded = [event for event in events if event != 'bare']
+  assert sorted(loaded) == list(range(3 if idle else 3 * 4 + 1))
+  assert Loader.train is given
 
 
 def test_the_record_of_loops(monkeypatch):
-  """Its ratios are of the same rounds, with their quartiles."""
+  """Its ratios are of the same turns, with their quartiles."""
 
-  def in_turn(make, names, rounds):
-    assert rounds == 3
-    step, ran = [10.0, 20.0, 10.0], [9.8, 19.8, 5.0]
-    return {n: step if n.startswith('step') else ran for n in names}, {}
+  def in_turn(config, steps, turns, idle):
+    assert turns == 24
+    images = steps * config.batch_size
+    pairs = [(9.8, 10.0), (19.8, 20.0), (5.0, 10.0)]
+    return [(images / ran, images / step) for ran, step in pairs]
 
-  monkeypatch.setattr(measure, 'in_turn', in_turn)
+  monkeypatch.setattr(loop, 'in_turn', in_turn)
   monkeypatch.setattr(loop.inputs, 'make_pictures', lambda *_: 0.0)
   made = loop.run(3)
   (table,) = made['tables'].values()
   rows = table['rows']
-  assert rows[0] == ['digits', 'step', '10', '', '', '']
-  assert rows[1] == ['digits', 'loop', '9.8', '0.98', '0.74', '0.985']
-  assert [row[:2] for row in rows[2:4]] == [
+  assert rows[0] == ['digits', 'loop', '10', '9.8', '0.98', '0.74', '0.985']
+  assert [row[:2] for row in rows[1:]] == [
     ['digits', 'idle'],
-    ['JPEGs', 'step'],
+    ['JPEGs', 'loop'],
+    ['JPEGs', 'idle'],
   ]
   assert made['goals']['loop / step on digits']['met']

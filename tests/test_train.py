@@ -65,15 +65,16 @@ def order(config, path, monkeypatch, at_once=False):
 
     def counted(*args):
       state, metrics = step(*args)
-      number[id(metrics)] = len(number) + 1, metrics  # which keeps it alive
+      kept = metrics['finite']  # alive, so that nothing else has its id
+      number[id(kept)] = len(number) + 1, kept
       happened.append(('step', len(number)))
       return state, metrics
 
     return counted
 
   def fetch(x):
-    if id(x) in number:
-      happened.append(('fetch', number[id(x)][0]))
+    if isinstance(x, dict) and id(x.get('finite')) in number:
+      happened.append(('fetch', number[id(x['finite'])][0]))
     return real_get(x)
 
   take = log.Log.step
@@ -107,6 +108,25 @@ def test_metrics_are_fetched_while_the_next_step_runs(
   ]
   waits = order(config, tmp_path / 'b', monkeypatch, at_once=True)  # a control
   assert waits == [x for p in zip(steps, fetches, strict=True) for x in p]
+
+
+def test_between_lines_only_what_is_acted_upon_is_fetched(
+  small_config, tmp_path, monkeypatch
+):
+  config = small_config(
+    total='4 steps', eval_every='0 steps', log_every='2 steps'
+  )
+  fetched, real_get = [], jax.device_get
+
+  def fetch(x):
+    if isinstance(x, dict) and 'finite' in x:
+      fetched.append(set(x))
+    return real_get(x)
+
+  monkeypatch.setattr(jax, 'device_get', fetch)
+  assert train.run(config, tmp_path / 'run') == 0
+  assert fetched[0] == fetched[2] == {'finite'}
+  assert fetched[1] == fetched[3] > {'finite', 'loss', 'grad_norm'}
 
 
 @pytest.mark.parametrize('native', [True, False])

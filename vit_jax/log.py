@@ -13,6 +13,7 @@ from vit_jax.speed import Utilization
 from vit_jax.writers import Terminal, Writers
 
 _FEW = 1000  # examples, below which a rate of skipped ones says little
+_ALWAYS = ('asked', 'finite', 'skipped')  # of the metrics: acted upon at once
 _STARVED = 0.2  # of the time waiting for data: worth a word
 
 
@@ -74,6 +75,9 @@ class Log:
     if self._pending is None:
       return
     (step, metrics), self._pending = self._pending, None
+    due = self._cadence.due(step)
+    if not due:  # each number fetched is work for a core
+      metrics = {k: v for k, v in metrics.items() if k in _ALWAYS}
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     if not self._compiled:  # the first step of this start, now it is done
       self._compiled = True
@@ -82,7 +86,7 @@ class Log:
     if not values.pop('finite'):
       self._nonfinite(step)
     self._count_lost(step, values.pop('skipped', 0.0))
-    if not self._cadence.due(step):
+    if not due:
       return
     line = {f'train/{name}': value for name, value in values.items()}
     line['time/elapsed'] = self.elapsed

@@ -109,17 +109,21 @@ class Loader:
     label = example['label'] if context.mask is None else context.mask
     batch['label'][row], batch['mask'][row] = label, 1
 
+  def _part(self, record: int) -> tuple[int, int]:
+    """(first, length) of the source, of a mixture, that has a record."""
+    first = 0
+    for size, _ in getattr(self.source, 'parts', ()):
+      if record < first + size:
+        return first, size
+      first += size
+    return 0, len(self.source)
+
   def _fill(self, batch: Batch, row: int, epoch: int, record: int, repeat: int):
     """Trains on another record, drawn by the number of the one skipped.
 
     Of the same source, so that a mixture keeps its shares.
     """
-    chosen, first, length = record, 0, len(self.source)
-    for size, _ in getattr(self.source, 'parts', ()):
-      if record < first + size:
-        length = size
-        break
-      first += size
+    chosen = record
     for attempt in range(100):
       try:
         return self._put(batch, row, epoch, chosen, repeat)
@@ -127,8 +131,8 @@ class Loader:
         if self.on_error == 'raise' or attempt == 99:
           raise
         logging.log_first_n(logging.WARNING, 'skipped: %s', 10, error)
-        drawn = hash64(self.seed, epoch, record, attempt)
-        chosen = first + drawn % length
+        first, length = self._part(record)
+        chosen = first + hash64(self.seed, epoch, record, attempt) % length
         batch['skipped'][row] = 1
 
   def _fill_eval(self, batch: Batch, row: int, record: int):
@@ -258,16 +262,18 @@ class Loader:
       ThreadPoolExecutor, initializer=host.yield_cores if cpu else None
     )
     workers = pool(self.workers, 'loader')
-    batches = pool(_AHEAD, 'loader-batch')
+    batches = pool(min(_AHEAD, self.workers), 'loader-batch')
+    # One worker needs nobody to hand it the parts of a batch.
+    run = workers.map if self.workers > 1 else map
     try:
       queue = deque(
-        batches.submit(load, t, workers.map)
+        batches.submit(load, t, run)
         for t in range(start, min(start + _AHEAD, stop))
       )
       for t in range(start, stop):
         batch = queue.popleft().result()
         if t + _AHEAD < stop:
-          queue.append(batches.submit(load, t + _AHEAD, workers.map))
+          queue.append(batches.submit(load, t + _AHEAD, run))
         yield self._finish(batch)
     finally:  # also when the loop stops early: no thread outlives it
       batches.shutdown(wait=False, cancel_futures=True)
