@@ -92,7 +92,8 @@ def run(rounds: int, variant: str = 'S/16') -> dict[str, Any]:
     'checkpoint',
     load=load,
     about=f'{variant} with AdamW, {size / 1e6:.0f} MB; evaluation of '
-    f'{len(setup.source("test"))} digits at 32 pixels; medians of {rounds}',
+    f'{len(setup.source("test"))} digits at 32 pixels; '
+    f'unroll={setup.config.model.unroll}, medians of {rounds}',
     rates={f'{name}, 1/s': 1 / value for name, value in medians.items()},
     tables={
       'Checkpoints and evaluation': measure.table(

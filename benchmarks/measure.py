@@ -142,8 +142,9 @@ def met(one: dict) -> str:
   """'met', 'within noise' (3 %) or 'not met', of a `goal`."""
   if one['met']:
     return 'met'
-  # Goals of at most are of bytes and seconds, not of two sides in turn.
-  near = 'least' in one and one['value'] >= (1 - NOISE) * one['least']
+  # Goals of at most are of bytes and seconds, not of two sides in turn; one
+  # below 1 has its tolerance in it.
+  near = one.get('least', 0) >= 1 and one['value'] >= (1 - NOISE) * one['least']
   return 'within noise' if near else 'not met'
 
 

@@ -79,7 +79,7 @@ def run(rounds: int) -> dict[str, Any]:
   return measure.record(
     'startup',
     load=load,
-    about=f'medians of {rounds} starts from the shell',
+    about=f'Medians of {rounds} starts from the shell, unroll=0',
     rates={f'{name}, 1/s': 1 / value for name, value in medians.items()},
     tables={'Startup': measure.table(('', 'seconds', 'least', 'most'), rows)},
     goals={

@@ -443,6 +443,30 @@ def test_a_loop_that_stops_early_leaves_no_thread():
   assert not threads()
 
 
+@pytest.mark.parametrize('workers', [1, 3])
+def test_a_loop_that_stops_early_waits_for_no_whole_batch(workers):
+  read, begun, gate = [], threading.Event(), threading.Event()
+
+  class Gated(Broken):
+    def __getitem__(self, index):
+      read.append(index)
+      if len(read) > 320:  # of the third batch, which the first next asks for
+        begun.set()
+        assert gate.wait(60)
+      return super().__getitem__(0)
+
+  batches = make(Gated(None), workers=workers, batch_size=160).train(0, 1000)
+  next(batches)
+  assert begun.wait(60)
+  closing = threading.Thread(target=batches.close)
+  closing.start()
+  time.sleep(0.2)
+  gate.set()
+  closing.join()
+  # What was begun, 16 examples a worker; with all of that batch it were 480.
+  assert 320 < len(read) <= 320 + 16 * workers
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='niceness of threads')
 def test_on_a_cpu_the_step_has_the_cores_first():
   batches = make(workers=2).train(0, 10**6)

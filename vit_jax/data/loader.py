@@ -6,6 +6,8 @@ the next, so a resumed run asks for step t and has it, on any layout.
 
 import dataclasses
 import functools
+import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -263,8 +265,14 @@ class Loader:
     )
     workers = pool(self.workers, 'loader')
     batches = pool(min(_AHEAD, self.workers), 'loader-batch')
+    over = threading.Event()
+
+    def alone(chunk, starts):
+      while_wanted = itertools.takewhile(lambda _: not over.is_set(), starts)
+      return map(chunk, while_wanted)
+
     # One worker needs nobody to hand it the parts of a batch.
-    run = workers.map if self.workers > 1 else map
+    run = workers.map if self.workers > 1 else alone
     try:
       queue = deque(
         batches.submit(load, t, run)
@@ -276,6 +284,7 @@ class Loader:
           queue.append(batches.submit(load, t + _AHEAD, run))
         yield self._finish(batch)
     finally:  # also when the loop stops early: no thread outlives it
+      over.set()  # what is half loaded then is never seen
       batches.shutdown(wait=False, cancel_futures=True)
       workers.shutdown(wait=True, cancel_futures=True)
       batches.shutdown(wait=True)
