@@ -30,8 +30,8 @@ from vit_jax import config as config_lib
 LEAST = 0.97
 # Steps of a turn, and turns of a round. The loader is at most two batches
 # ahead, and may still load these when the bare step's turn begins.
-_STEPS = {'digits': 50, 'JPEGs': 12}
-_TURNS = {'digits': 8, 'JPEGs': 2}
+_STEPS = {'digits': 50, 'JPEGs': 6}
+_TURNS = {'digits': 8, 'JPEGs': 4}
 _PICTURES = 64
 _KINDS = ('loop', 'idle')
 

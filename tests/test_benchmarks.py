@@ -434,7 +434,7 @@ def test_the_record_of_loops(monkeypatch):
   """Its ratios are of the same turns, with their quartiles."""
 
   def in_turn(config, steps, turns, idle):
-    assert turns == (24 if steps == 50 else 6)
+    assert turns == (24 if steps == 50 else 12)
     images = steps * config.batch_size
     pairs = [(9.8, 10.0), (19.8, 20.0), (5.0, 10.0)]
     return [(images / ran, images / step) for ran, step in pairs]
